@@ -1,0 +1,168 @@
+// Package api is what overlayd answers on its Unix socket: the JSON types of
+// /v1/…, and a client for them. overlayd and overlayctl share it; it knows
+// neither.
+package api
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Paths of the socket API. All are GET and answer JSON, except Health and
+// Ready (plain text; 200 or 503) and Metrics (Prometheus text).
+const (
+	PathStatus  = "/v1/status" // Status
+	PathPeers   = "/v1/peers"  // []Peer
+	PathLeases  = "/v1/leases" // []Lease
+	PathPods    = "/v1/pods"   // []Pod
+	PathMisses  = "/v1/misses" // []Miss, newest first
+	PathEvents  = "/v1/events" // []Event, newest first
+	PathHealth  = "/healthz"   // 200 while the loop turns
+	PathReady   = "/readyz"    // 200 once the own lease is held and the kernel was reconciled
+	PathMetrics = "/metrics"
+)
+
+// SocketName is the socket's name inside the run folder.
+const SocketName = "overlayd.sock"
+
+// Status is one node at a glance.
+type Status struct {
+	Node     string    `json:"node"`
+	Version  string    `json:"version"`
+	Started  time.Time `json:"started"`
+	Ready    bool      `json:"ready"`
+	NotReady []string  `json:"notReady,omitempty"` // what is missing, in words
+	Store    Store     `json:"store"`
+	Resolve  string    `json:"resolve"` // eager or on-miss
+	Lease    Lease     `json:"lease"`
+	Underlay Underlay  `json:"underlay"`
+	Device   Device    `json:"device"`
+	Peers    PeerCount `json:"peers"`
+	Misses   MissCount `json:"misses"`
+	Kernel   Kernel    `json:"kernel"`
+	Slots    Slots     `json:"slots"`
+}
+
+// Store is where the leases are kept.
+type Store struct {
+	Kind     string    `json:"kind"` // etcd
+	Revision int64     `json:"revision"`
+	Snapshot time.Time `json:"snapshot"` // when the newest picture came
+	Ignored  []Ignored `json:"ignored,omitempty"`
+}
+
+// Ignored is a stored record that was not believed.
+type Ignored struct {
+	Key    string `json:"key"`
+	Reason string `json:"reason"`
+}
+
+// Underlay is the node's own end of the network that carries the tunnels.
+type Underlay struct {
+	Interface string     `json:"interface"`
+	Address   netip.Addr `json:"address"`
+	MTU       int        `json:"mtu"` // bytes
+	Reason    string     `json:"reason"`
+}
+
+// Device is the VXLAN device as the kernel holds it.
+type Device struct {
+	Name  string `json:"name"`
+	Index int    `json:"index"`
+	Up    bool   `json:"up"`
+	VNI   uint32 `json:"vni"`
+	Port  uint16 `json:"port"`
+	MAC   string `json:"mac"`
+	MTU   int    `json:"mtu"` // bytes
+}
+
+// PeerCount says how many peers are leased and for how many the kernel holds
+// all that was asked for.
+type PeerCount struct {
+	Total  int `json:"total"`
+	InSync int `json:"inSync"`
+}
+
+// MissCount counts L2MISS and L3MISS notifications since the start.
+type MissCount struct {
+	Received uint64 `json:"received"`
+	Answered uint64 `json:"answered"` // by setting entries
+	Unknown  uint64 `json:"unknown"`  // asked for what no lease names
+	Overruns uint64 `json:"overruns"` // ENOBUFS: some were lost, everything was reconciled
+}
+
+// Kernel counts what was written to the kernel since the start.
+type Kernel struct {
+	Operations uint64    `json:"operations"`
+	Errors     uint64    `json:"errors"`
+	Reconciles uint64    `json:"reconciles"`
+	Foreign    uint64    `json:"foreign"` // changes by others that were undone
+	Last       time.Time `json:"last"`    // last completed reconcile
+	LastError  string    `json:"lastError,omitempty"`
+}
+
+// Slots counts the node's pod addresses.
+type Slots struct {
+	Total   int `json:"total"`
+	Held    int `json:"held"`
+	Resting int `json:"resting"` // released less than the rest time ago
+}
+
+// Lease is one record of the store.
+type Lease struct {
+	Node     string         `json:"node"`
+	Subnets  []netip.Prefix `json:"subnets"`
+	VTEPs    []VTEP         `json:"vteps"`
+	MTU      int            `json:"mtu,omitempty"`
+	Own      bool           `json:"own,omitempty"`
+	Reserved bool           `json:"reserved,omitempty"`
+	Expiry   time.Time      `json:"expiry,omitzero"`
+	Revision int64          `json:"revision"`
+}
+
+// VTEP is a tunnel endpoint.
+type VTEP struct {
+	Underlay netip.Addr `json:"underlay"`
+	MAC      string     `json:"mac"`
+	VNI      uint32     `json:"vni"`
+}
+
+// Peer is another node as this node's kernel holds it.
+type Peer struct {
+	Node     string         `json:"node"`
+	Subnets  []netip.Prefix `json:"subnets"`
+	Underlay netip.Addr     `json:"underlay"`
+	MAC      string         `json:"mac"`
+	InSync   bool           `json:"inSync"`
+	Missing  []string       `json:"missing,omitempty"` // entries that the kernel lacks, as `ip` would write them
+	Misses   uint64         `json:"misses"`            // answered for this peer
+}
+
+// Pod is one held address and the link that it hangs on.
+type Pod struct {
+	Pod       string       `json:"pod,omitempty"` // namespace/name, if the runtime said it
+	Container string       `json:"container"`
+	IfName    string       `json:"ifName"`
+	Addresses []netip.Addr `json:"addresses"`
+	Link      string       `json:"link,omitempty"` // host end; empty: address held without a link
+	Slot      int          `json:"slot"`
+	AgeSecs   int64        `json:"ageSeconds"`
+}
+
+// Miss is one question of the kernel.
+type Miss struct {
+	Time     time.Time  `json:"time"`
+	Kind     string     `json:"kind"`          // L2MISS or L3MISS
+	Addr     netip.Addr `json:"addr,omitzero"` // asked for by L3MISS
+	MAC      string     `json:"mac,omitempty"` // asked for by L2MISS
+	Node     string     `json:"node,omitempty"`
+	Answered bool       `json:"answered"`
+	Micros   int64      `json:"micros"` // from reading the question to the kernel's acknowledgement of the answer
+}
+
+// Event is a change that overlayd saw or made.
+type Event struct {
+	Time time.Time `json:"time"`
+	Kind string    `json:"kind"` // snapshot, reconcile, foreign, device, lease, sweep
+	Text string    `json:"text"`
+}
