@@ -220,6 +220,7 @@ type header struct {
 	kind  uint16
 	flags uint16
 	seq   uint32
+	port  uint32
 }
 
 var errShort = errors.New("netlink message cut short")
@@ -235,6 +236,7 @@ func eachMessage(b []byte, fn func(header, []byte)) error {
 			kind:  binary.NativeEndian.Uint16(b[4:]),
 			flags: binary.NativeEndian.Uint16(b[6:]),
 			seq:   binary.NativeEndian.Uint32(b[8:]),
+			port:  binary.NativeEndian.Uint32(b[12:]),
 		}, b[unix.NLMSG_HDRLEN:size])
 		b = b[min(len(b), (size+3)&^3):]
 	}

@@ -1,0 +1,115 @@
+package rtnl
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// watchBytes is a Watcher's receive buffer. A miss costs about 800 bytes, so
+// this holds some ten thousand before the kernel drops any.
+const watchBytes = 8 << 20
+
+// A Watcher receives what the kernel multicasts to rtnetlink groups.
+type Watcher struct {
+	file *os.File
+	raw  syscall.RawConn
+	in   []byte
+}
+
+// A Notification is one multicast message.
+type Notification struct {
+	Kind  uint16 // RTM_NEWLINK, RTM_DELNEIGH, …
+	Flags uint16 // NLM_F_REPLACE and the like, as its maker set them
+	Port  uint32 // netlink port id of the requester; 0: the kernel itself
+	Body  []byte // valid only during the call
+}
+
+// attrTypeMask takes the flags NLA_F_NESTED and NLA_F_NET_BYTEORDER off an
+// attribute type (linux/netlink.h).
+const attrTypeMask = 0x3fff
+
+// ErrOverrun says that the kernel dropped notifications because they were not
+// read fast enough (ENOBUFS). Whatever was derived from them has to be read anew.
+var ErrOverrun = errors.New("netlink notifications were lost (receive buffer overrun)")
+
+// Watch joins rtnetlink groups (unix.RTNLGRP_…) in the calling thread's network
+// namespace.
+func Watch(groups ...int) (*Watcher, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink socket: %w", err)
+	}
+	w := &Watcher{file: os.NewFile(uintptr(fd), "rtnetlink"), in: make([]byte, 64<<10)}
+	if w.raw, err = w.file.SyscallConn(); err == nil {
+		err = w.join(fd, groups)
+	}
+	if err != nil {
+		_ = w.file.Close()
+		return nil, err
+	}
+	return w, nil
+}
+
+func (w *Watcher) join(fd int, groups []int) error {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, watchBytes) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, watchBytes)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("bind netlink socket: %w", err)
+	}
+	for _, g := range groups {
+		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g); err != nil {
+			return fmt.Errorf("join rtnetlink group %d: %w", g, err)
+		}
+	}
+	return nil
+}
+
+// Next waits for the next datagram and hands its messages to fn. It returns
+// ErrOverrun when some were lost before it, and os.ErrClosed after Close.
+func (w *Watcher) Next(fn func(Notification)) error {
+	var n int
+	var from unix.Sockaddr
+	var rerr error
+	err := w.raw.Read(func(fd uintptr) bool {
+		n, from, rerr = unix.Recvfrom(int(fd), w.in, 0)
+		return !errors.Is(rerr, unix.EAGAIN)
+	})
+	switch {
+	case err != nil:
+		return fmt.Errorf("wait for netlink notification: %w", err)
+	case errors.Is(rerr, unix.ENOBUFS):
+		return ErrOverrun
+	case errors.Is(rerr, unix.EINTR):
+		return nil
+	case rerr != nil:
+		return fmt.Errorf("read netlink notification: %w", rerr)
+	}
+	if sa, ok := from.(*unix.SockaddrNetlink); !ok || sa.Pid != 0 {
+		return nil // not from the kernel
+	}
+	return eachMessage(w.in[:n], func(h header, body []byte) {
+		fn(Notification{Kind: h.kind, Flags: h.flags, Port: h.port, Body: body})
+	})
+}
+
+// Close ends a Next that waits.
+func (w *Watcher) Close() error { return w.file.Close() }
+
+// EachAttr calls fn for each attribute in b, without its nested and byte-order
+// flags. Bytes that do not form an attribute end it.
+func EachAttr(b []byte, fn func(kind uint16, value []byte)) {
+	for len(b) >= unix.SizeofRtAttr {
+		size := int(binary.NativeEndian.Uint16(b))
+		if size < unix.SizeofRtAttr || size > len(b) {
+			return
+		}
+		fn(binary.NativeEndian.Uint16(b[2:])&attrTypeMask, b[unix.SizeofRtAttr:size])
+		b = b[min(len(b), (size+3)&^3):]
+	}
+}
