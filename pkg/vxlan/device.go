@@ -1,0 +1,51 @@
+package vxlan
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// Config is what a VXLAN device should be.
+type Config struct {
+	Name  string // link name, 1–15 bytes
+	VNI   uint32 // 24 bits
+	Port  uint16 // UDP destination port
+	MAC   MAC
+	Local netip.Addr     // the node's underlay address, source of encapsulated packets
+	MTU   int            // bytes
+	Addrs []netip.Prefix // the node's own addresses inside the overlay, host prefixes
+}
+
+// Link is a VXLAN device as the kernel holds it.
+type Link struct {
+	Index int
+	Up    bool
+	MTU   int
+	MAC   MAC
+}
+
+// Overhead is what encapsulation adds to a packet: an outer IP header, UDP (8
+// bytes), VXLAN (8) and an inner Ethernet header (14). RFC 7348, section 5.
+func Overhead(underlay4 bool) int {
+	if underlay4 {
+		return 50
+	}
+	return 70
+}
+
+// alias is the mark of our device.
+const alias = "vxlan-cni overlay"
+
+func (c Config) check() error {
+	switch {
+	case c.Name == "" || len(c.Name) > 15:
+		return fmt.Errorf("device name %q: want 1 to 15 bytes", c.Name)
+	case c.VNI == 0 || c.VNI >= 1<<24:
+		return fmt.Errorf("VNI %d: want 1 to 16777215", c.VNI)
+	case c.Port == 0:
+		return fmt.Errorf("port 0: want 1 to 65535")
+	case !c.Local.IsValid():
+		return fmt.Errorf("local address is missing")
+	}
+	return nil
+}

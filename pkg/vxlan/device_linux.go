@@ -1,0 +1,357 @@
+package vxlan
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/vxlan-cni/vxlan-cni/internal/rtnl"
+)
+
+// A Device is one VXLAN device and its tables in the kernel. It is not safe for
+// concurrent use: one goroutine owns the kernel.
+type Device struct {
+	conn *rtnl.Conn
+	cfg  Config
+	link Link
+
+	// Keys whose entry is ours but obscured by another (a second FDB
+	// destination, a route of somebody else in front of ours). State leaves
+	// them out; Apply clears them before it sets them.
+	obscured map[any]bool
+}
+
+// Open returns the device that cfg describes, which need not exist yet: Ensure
+// makes it.
+func Open(cfg Config) (*Device, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	conn, err := rtnl.Dial()
+	if err != nil {
+		return nil, err
+	}
+	return &Device{conn: conn, cfg: cfg, obscured: map[any]bool{}}, nil
+}
+
+// Close closes the socket. The device and its tables stay.
+func (d *Device) Close() error { return d.conn.Close() }
+
+// Port is the netlink port id that our own changes bear.
+func (d *Device) Port() uint32 { return d.conn.Port() }
+
+// Link is the device as the last Ensure left it.
+func (d *Device) Link() Link { return d.link }
+
+// Config is what the device should be.
+func (d *Device) Config() Config { return d.cfg }
+
+// SetConfig changes what the device should be; Ensure carries it out.
+func (d *Device) SetConfig(cfg Config) error {
+	if err := cfg.check(); err != nil {
+		return err
+	}
+	if cfg.Name != d.cfg.Name {
+		return fmt.Errorf("device name %q: a device cannot be renamed, it is %q", cfg.Name, d.cfg.Name)
+	}
+	d.cfg = cfg
+	return nil
+}
+
+// Ensure makes the device what its Config says: it creates it, adopts one that
+// is equal, and replaces one whose tunnel differs, for the kernel cannot change
+// that. It returns what it changed, in words; nothing if all was right.
+func (d *Device) Ensure() ([]string, error) {
+	var did []string
+	have, found, err := d.read()
+	if err != nil {
+		return nil, err
+	}
+	if found && have.kind != "vxlan" {
+		return nil, fmt.Errorf("link %s is a %s, not a vxlan device: remove it or choose another name", d.cfg.Name, have.kind)
+	}
+	if found && !have.sameTunnel(d.cfg) {
+		did = append(did, fmt.Sprintf("removed %s (%s, want %s)", d.cfg.Name, have.tunnel(), wantTunnel(d.cfg)))
+		if err := d.send(deleteLink(have.Index)); err != nil {
+			return did, fmt.Errorf("remove %s: %w", d.cfg.Name, err)
+		}
+		found = false
+	}
+	if !found {
+		if err := d.create(); err != nil {
+			return did, err
+		}
+		did = append(did, "created "+d.cfg.Name)
+		if have, found, err = d.read(); err != nil || !found {
+			return did, errors.Join(err, fmt.Errorf("%s vanished while it was made", d.cfg.Name))
+		}
+	}
+	d.link = have.Link
+	more, err := d.adjust(have)
+	return append(did, more...), err
+}
+
+// adjust sets what the kernel can change on a living device.
+func (d *Device) adjust(have linkInfo) (did []string, err error) {
+	var reqs []*nl.NetlinkRequest
+	change := func(what string, req ...*nl.NetlinkRequest) {
+		did, reqs = append(did, what), append(reqs, req...)
+	}
+	if have.MAC != d.cfg.MAC {
+		change(fmt.Sprintf("set MAC %s (was %s)", d.cfg.MAC, have.MAC), setLink(have.Index, 0, nl.NewRtAttr(unix.IFLA_ADDRESS, d.cfg.MAC[:])))
+	}
+	if d.cfg.MTU != 0 && have.MTU != d.cfg.MTU {
+		change(fmt.Sprintf("set MTU %d (was %d)", d.cfg.MTU, have.MTU), setLink(have.Index, 0, nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(d.cfg.MTU)))))
+	}
+	if have.alias != alias {
+		change("set alias", setLink(have.Index, 0, nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(alias))))
+	}
+	tuned, err := d.tuned(have.Index, have.inet6)
+	if err != nil {
+		return did, err
+	}
+	if !tuned || !have.forwarding || have.inet6 && !have.quiet {
+		change("set neighbour probes, forwarding and address generation", append(tuneRequests(have.Index, have.inet6), familyRequest(have.Index, have.inet6))...)
+	}
+	if !have.Up {
+		change("set up", setLink(have.Index, unix.IFF_UP))
+	}
+	addrs, missing, err := d.addressRequests(have.Index)
+	if err != nil {
+		return did, err
+	}
+	if len(addrs) > 0 {
+		change("set addresses "+missing, addrs...)
+	}
+	if len(reqs) == 0 {
+		return nil, nil
+	}
+	if err := d.send(reqs...); err != nil {
+		return did, fmt.Errorf("set up %s: %w", d.cfg.Name, err)
+	}
+	d.link.MAC, d.link.Up = d.cfg.MAC, true
+	if d.cfg.MTU != 0 {
+		d.link.MTU = d.cfg.MTU
+	}
+	return did, nil
+}
+
+// send carries out requests and joins the refusals.
+func (d *Device) send(reqs ...*nl.NetlinkRequest) error {
+	return errors.Join(d.conn.Batch(reqs)...)
+}
+
+func (d *Device) create() error {
+	err := d.send(createRequest(d.cfg))
+	if errors.Is(err, unix.EEXIST) {
+		if other := d.rival(); other != "" {
+			return fmt.Errorf("create %s: VNI %d on UDP port %d is taken by %s: remove that device, or configure another VNI or port", d.cfg.Name, d.cfg.VNI, d.cfg.Port, other)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("create %s: %w", d.cfg.Name, err)
+	}
+	return nil
+}
+
+// rival names the device that has our VNI and port already.
+func (d *Device) rival() (name string) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	_ = d.conn.Dump(req, func() { name = "" }, func(body []byte) {
+		l, err := netlink.LinkDeserialize(nil, body)
+		if v, ok := l.(*netlink.Vxlan); err == nil && ok && uint32(v.VxlanId) == d.cfg.VNI && v.Port == int(d.cfg.Port) {
+			name = v.Name
+		}
+	})
+	return name
+}
+
+// State reads the device's tables. Entries that are wrong in a way that State
+// cannot express count as absent: Reconcile then sets them anew.
+func (d *Device) State() (State, error) {
+	s := Empty()
+	err := errors.Join(d.readFDB(s.FDB), d.readNeighs(s.Neighs), d.readRoutes(s.Routes))
+	return s, err
+}
+
+// Apply carries out changes in one batch.
+func (d *Device) Apply(ops []Op) error {
+	reqs := make([]*nl.NetlinkRequest, 0, len(ops))
+	owner := make([]int, 0, len(ops)) // request → op
+	add := func(i int, o Op) {
+		reqs, owner = append(reqs, request(o, d.link.Index)), append(owner, i)
+	}
+	for i, o := range ops {
+		if !o.Del && d.obscured[key(o.Entry)] {
+			add(i, Op{Del: true, Entry: o.Entry})
+		}
+		add(i, o)
+	}
+	errs := make([]error, len(ops))
+	for j, err := range d.conn.Batch(reqs) {
+		if err != nil && !(absent(err) && isDelete(reqs[j])) {
+			errs[owner[j]] = err
+		}
+	}
+	for i, o := range ops {
+		if errs[i] == nil {
+			delete(d.obscured, key(o.Entry))
+		}
+	}
+	return joinOpErrors(ops, errs)
+}
+
+func isDelete(r *nl.NetlinkRequest) bool {
+	return r.Type == unix.RTM_DELNEIGH || r.Type == unix.RTM_DELROUTE
+}
+
+func key(e Entry) any {
+	switch e := e.(type) {
+	case FDB:
+		return e.MAC
+	case Subnet:
+		return e.Dst
+	}
+	return nil
+}
+
+func (d *Device) readFDB(fdb map[MAC]netip.Addr) error {
+	restart := func() { clear(fdb) }
+	return d.eachNeighbour(unix.AF_BRIDGE, restart, func(n neighbour) {
+		if len(n.mac) != len(MAC{}) || MAC(n.mac) == (MAC{}) {
+			return
+		}
+		mac := MAC(n.mac)
+		_, twice := fdb[mac]
+		switch {
+		case twice || n.other || n.state&permanent == 0:
+			// One of several destinations, or one with a port of its own:
+			// an invalid address differs from whatever is wanted.
+			fdb[mac] = netip.Addr{}
+			d.obscured[mac] = true
+		default:
+			fdb[mac] = n.ip.Unmap()
+		}
+	})
+}
+
+func (d *Device) readNeighs(neighs map[netip.Addr]MAC) error {
+	for _, fam := range []int{unix.AF_INET, unix.AF_INET6} {
+		read := map[netip.Addr]MAC{}
+		err := d.eachNeighbour(fam, func() { clear(read) }, func(n neighbour) {
+			// What is not PERMANENT is the kernel's own or in the making; a
+			// wanted one counts as absent and is set.
+			if n.state&permanent != 0 && len(n.mac) == len(MAC{}) && n.ip.IsValid() {
+				read[n.ip.Unmap()] = MAC(n.mac)
+			}
+		})
+		if err != nil {
+			return err
+		}
+		for ip, mac := range read {
+			neighs[ip] = mac
+		}
+	}
+	return nil
+}
+
+// eachNeighbour dumps one table of the device.
+func (d *Device) eachNeighbour(fam int, restart func(), fn func(neighbour)) error {
+	req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, 0)
+	if fam == unix.AF_BRIDGE {
+		// The kernel takes the filter of an FDB dump from an ifinfomsg.
+		info := nl.NewIfInfomsg(unix.AF_BRIDGE)
+		info.Index = int32(d.link.Index)
+		req.AddData(info)
+	} else {
+		req.AddData(&netlink.Ndmsg{Family: uint8(fam)})
+		req.AddData(nl.NewRtAttr(unix.NDA_IFINDEX, nl.Uint32Attr(uint32(d.link.Index))))
+	}
+	err := d.conn.Dump(req, restart, func(body []byte) {
+		if n, ok := parseNeighbour(body); ok && n.index == d.link.Index && int(n.family) == fam {
+			fn(n)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("read neighbours of %s: %w", d.cfg.Name, err)
+	}
+	return nil
+}
+
+func (d *Device) readRoutes(routes map[netip.Prefix]Route) error {
+	for _, fam := range []int{unix.AF_INET, unix.AF_INET6} {
+		type found struct {
+			Route
+			ours, first bool
+		}
+		read := map[netip.Prefix]found{}
+		req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, 0)
+		req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: uint8(fam)}})
+		err := d.conn.Dump(req, func() { clear(read) }, func(body []byte) {
+			r, ok := parseRoute(body)
+			if !ok || r.table != unix.RT_TABLE_MAIN || r.tos != 0 {
+				return
+			}
+			_, seen := read[r.dst]
+			switch {
+			case r.protocol == Protocol && r.index == d.link.Index:
+				via := r.via
+				if r.flags&unix.RTNH_F_ONLINK == 0 {
+					via = netip.Addr{} // without onlink it may not resolve: set anew
+				}
+				read[r.dst] = found{Route{via}, true, !seen}
+			case !seen && r.metric == 0:
+				read[r.dst] = found{}
+			}
+		})
+		if err != nil {
+			return fmt.Errorf("read routes: %w", err)
+		}
+		for dst, f := range read {
+			if !f.ours {
+				continue
+			}
+			routes[dst] = f.Route
+			if !f.first {
+				// Somebody's route for the same subnet stands in front.
+				routes[dst] = Route{}
+				d.obscured[dst] = true
+			}
+		}
+	}
+	return nil
+}
+
+// addressRequests returns what makes the device hold the wanted addresses.
+// Others' addresses are tolerated; ours of an earlier lease go.
+func (d *Device) addressRequests(index int) (reqs []*nl.NetlinkRequest, words string, err error) {
+	have := map[netip.Prefix]bool{} // address → ours
+	req := nl.NewNetlinkRequest(unix.RTM_GETADDR, 0)
+	req.AddData(nl.NewIfAddrmsg(unix.AF_UNSPEC))
+	err = d.conn.Dump(req, func() { clear(have) }, func(body []byte) {
+		if a, ok := parseAddress(body); ok && a.index == index {
+			have[a.prefix] = a.protocol == Protocol
+		}
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("read addresses: %w", err)
+	}
+	var texts []string
+	for p, ours := range have {
+		if ours && !slices.Contains(d.cfg.Addrs, p) {
+			reqs, texts = append(reqs, addressRequest(true, p, index)), append(texts, "-"+p.String())
+		}
+	}
+	for _, p := range d.cfg.Addrs {
+		if _, ok := have[p]; !ok {
+			reqs, texts = append(reqs, addressRequest(false, p, index)), append(texts, p.String())
+		}
+	}
+	return reqs, fmt.Sprint(texts), nil
+}

@@ -1,0 +1,228 @@
+package vxlan
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vxlan-cni/vxlan-cni/internal/rtnl"
+)
+
+// maxChanges bounds the changes by others that are kept in words until the
+// loop takes them; more are only counted.
+const maxChanges = 64
+
+// A Monitor reads what the kernel tells about one VXLAN device: misses, and
+// changes by others to what is ours. It keeps them, coalesced, until Take.
+type Monitor struct {
+	watcher *rtnl.Watcher
+	ready   chan struct{}
+
+	mu     sync.Mutex
+	scope  Scope
+	events Events
+}
+
+// Scope says what a Monitor should look at.
+type Scope struct {
+	Index    int            // of the device; changes when it is made anew
+	Names    []string       // links whose changes matter: the device, the bridge, the underlay
+	Ports    []uint32       // netlink port ids of our own sockets, whose changes are no news
+	Networks []netip.Prefix // routes inside them are ours to keep
+}
+
+// Events is what happened since the last Take.
+type Events struct {
+	Misses   map[Miss]time.Time // when each was first read
+	Received uint64             // misses before coalescing
+	Changes  []Change           // by others, oldest first, at most 64
+	More     int                // changes beyond those
+	Overruns int                // notifications were lost: everything may have changed
+}
+
+// Dirty reports whether the kernel may no longer hold what it should.
+func (e Events) Dirty() bool { return len(e.Changes) > 0 || e.More > 0 || e.Overruns > 0 }
+
+// A Change is something that somebody else did.
+type Change struct {
+	Time time.Time
+	Port uint32 // netlink port id of who asked for it, for short tools the process id; 0: the kernel
+	Text string // in the words of ip monitor
+}
+
+// Watch starts to listen in the calling thread's network namespace. What
+// happens from now on is not missed, even before Run.
+func Watch(scope Scope) (*Monitor, error) {
+	w, err := rtnl.Watch(unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR)
+	if err != nil {
+		return nil, err
+	}
+	return &Monitor{watcher: w, scope: scope, ready: make(chan struct{}, 1)}, nil
+}
+
+// SetScope replaces what is looked at.
+func (m *Monitor) SetScope(s Scope) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.scope = s
+}
+
+// Ready receives when there is something to take.
+func (m *Monitor) Ready() <-chan struct{} { return m.ready }
+
+// Take returns what happened and starts anew.
+func (m *Monitor) Take() Events {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.events
+	m.events = Events{}
+	return e
+}
+
+// Run reads until ctx ends.
+func (m *Monitor) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { _ = m.watcher.Close() })
+	defer stop()
+	for {
+		err := m.watcher.Next(m.note)
+		switch {
+		case ctx.Err() != nil || errors.Is(err, os.ErrClosed):
+			return nil
+		case errors.Is(err, rtnl.ErrOverrun):
+			m.add(func(e *Events) { e.Overruns++ })
+		case err != nil:
+			return err
+		}
+	}
+}
+
+func (m *Monitor) add(fn func(*Events)) {
+	m.mu.Lock()
+	fn(&m.events)
+	m.mu.Unlock()
+	select {
+	case m.ready <- struct{}{}:
+	default:
+	}
+}
+
+// note sorts one notification.
+func (m *Monitor) note(n rtnl.Notification) {
+	m.mu.Lock()
+	scope := m.scope
+	m.mu.Unlock()
+	if n.Kind == unix.RTM_GETNEIGH {
+		miss, index, ok := ParseMiss(n.Body)
+		if ok && index == scope.Index {
+			m.add(func(e *Events) { e.miss(miss) })
+		}
+		return
+	}
+	if slices.Contains(scope.Ports, n.Port) {
+		return
+	}
+	if text := scope.describe(n); text != "" {
+		m.add(func(e *Events) { e.change(Change{time.Now(), n.Port, text}) })
+	}
+}
+
+func (e *Events) miss(m Miss) {
+	if e.Misses == nil {
+		e.Misses = map[Miss]time.Time{}
+	}
+	e.Received++
+	if _, ok := e.Misses[m]; !ok {
+		e.Misses[m] = time.Now()
+	}
+}
+
+func (e *Events) change(c Change) {
+	if len(e.Changes) >= maxChanges {
+		e.More++
+		return
+	}
+	e.Changes = append(e.Changes, c)
+}
+
+// describe puts a notification into words if it is about something of ours,
+// and returns "" if not.
+func (s Scope) describe(n rtnl.Notification) string {
+	switch n.Kind {
+	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+		return s.describeNeighbour(n)
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		return s.describeRoute(n)
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		return s.describeLink(n)
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		a, ok := parseAddress(n.Body)
+		if !ok || a.index != s.Index {
+			return ""
+		}
+		return verb(n, unix.RTM_DELADDR) + "address " + a.prefix.String()
+	}
+	return ""
+}
+
+func verb(n rtnl.Notification, del uint16) string {
+	if n.Kind == del {
+		return "deleted "
+	}
+	return "set "
+}
+
+func (s Scope) describeNeighbour(n rtnl.Notification) string {
+	nb, ok := parseNeighbour(n.Body)
+	if !ok || nb.index != s.Index {
+		return ""
+	}
+	// The kernel's own bookkeeping of questions in flight: those are misses.
+	const inFlight = unix.NUD_INCOMPLETE | unix.NUD_FAILED
+	if n.Port == 0 && nb.state&permanent == 0 && (n.Kind == unix.RTM_NEWNEIGH || nb.state&inFlight != 0) {
+		return ""
+	}
+	mac := ""
+	if len(nb.mac) == len(MAC{}) {
+		mac = MAC(nb.mac).String()
+	}
+	if nb.family == unix.AF_BRIDGE {
+		return fmt.Sprintf("%sfdb %s dst %s", verb(n, unix.RTM_DELNEIGH), mac, nb.ip)
+	}
+	return fmt.Sprintf("%sneigh %s lladdr %s", verb(n, unix.RTM_DELNEIGH), nb.ip, mac)
+}
+
+func (s Scope) describeRoute(n rtnl.Notification) string {
+	r, ok := parseRoute(n.Body)
+	if !ok || r.table != unix.RT_TABLE_MAIN {
+		return ""
+	}
+	inside := slices.ContainsFunc(s.Networks, func(p netip.Prefix) bool { return p.Overlaps(r.dst) })
+	if !inside && r.protocol != Protocol {
+		return ""
+	}
+	// The kernel's own routes to the node's subnet come and go with the bridge.
+	if r.protocol == unix.RTPROT_KERNEL || r.dst.Bits() == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%sroute %s via %s dev %d proto %d", verb(n, unix.RTM_DELROUTE), r.dst, r.via, r.index, r.protocol)
+}
+
+func (s Scope) describeLink(n rtnl.Notification) string {
+	l, ok := parseLink(n.Body)
+	if !ok || l.Index != s.Index && !slices.Contains(s.Names, l.name) {
+		return ""
+	}
+	state := "down"
+	if l.Up {
+		state = "up"
+	}
+	return fmt.Sprintf("%slink %s %s mtu %d address %s", verb(n, unix.RTM_DELLINK), l.name, state, l.MTU, l.MAC)
+}
