@@ -1,0 +1,144 @@
+// Package etcdtest runs an etcd inside the test process.
+//
+// It is a real etcd, built from go.etcd.io/etcd/server/v3/embed, with one
+// member. It can be stopped, started again on the same data and address, and
+// wiped, because that is what happens to etcd in clusters.
+package etcdtest
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+)
+
+// startTimeout is how long a member may take until it serves. Alone it needs
+// about half a second.
+const startTimeout = 30 * time.Second
+
+// Config says where an etcd runs.
+type Config struct {
+	Dir    string         // data folder, made if absent
+	Listen netip.AddrPort // client address; port 0: any that is free
+
+	// CAFile, CertFile and KeyFile, all PEM, switch TLS on. Clients must then
+	// show a certificate that the CA signed.
+	CAFile, CertFile, KeyFile string
+}
+
+// A Server is a running etcd, or one that can be started again.
+type Server struct {
+	cfg  Config
+	etcd *embed.Etcd // nil while stopped
+}
+
+// Start runs an etcd and waits until it serves.
+func Start(cfg Config) (*Server, error) {
+	s := &Server{cfg: cfg}
+	return s, s.Start()
+}
+
+// Start runs the server again, after Stop, on the same address and data.
+func (s *Server) Start() error {
+	if s.etcd != nil {
+		return errors.New("start etcd: runs already")
+	}
+	if err := os.MkdirAll(s.cfg.Dir, 0o700); err != nil {
+		return err
+	}
+	e, err := embed.StartEtcd(s.embedConfig())
+	if err != nil {
+		return fmt.Errorf("start etcd on %s: %w", s.cfg.Listen, err)
+	}
+	select {
+	case <-e.Server.ReadyNotify():
+	case err := <-e.Err():
+		e.Close()
+		return fmt.Errorf("start etcd on %s: %w", s.cfg.Listen, err)
+	case <-time.After(startTimeout):
+		e.Close()
+		return fmt.Errorf("start etcd on %s: not ready after %s", s.cfg.Listen, startTimeout)
+	}
+	s.etcd = e
+	// A free port was asked for once; later starts must come back on it.
+	s.cfg.Listen, err = netip.ParseAddrPort(e.Clients[0].Addr().String())
+	return err
+}
+
+func (s *Server) embedConfig() *embed.Config {
+	c := embed.NewConfig()
+	c.Name = "etcdtest"
+	c.Dir = filepath.Join(s.cfg.Dir, "data")
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	c.UnsafeNoFsync = true // tests outlive no power failure
+
+	// The short election time-out makes a lone member lead at once.
+	c.TickMs, c.ElectionMs = 10, 100
+
+	client := url.URL{Scheme: "http", Host: s.cfg.Listen.String()}
+	if s.cfg.CertFile != "" {
+		client.Scheme = "https"
+		c.ClientTLSInfo = s.tlsInfo()
+		c.ClientTLSInfo.ClientCertAuth = true
+	}
+	peer := url.URL{Scheme: "http", Host: "127.0.0.1:0"}
+	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
+	c.ListenPeerUrls, c.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	c.InitialCluster = c.InitialClusterFromName(c.Name)
+	return c
+}
+
+func (s *Server) tlsInfo() transport.TLSInfo {
+	return transport.TLSInfo{TrustedCAFile: s.cfg.CAFile, CertFile: s.cfg.CertFile, KeyFile: s.cfg.KeyFile}
+}
+
+// Stop ends the server. Its data and address stay. Stopping it twice is fine.
+func (s *Server) Stop() {
+	if s.etcd == nil {
+		return
+	}
+	s.etcd.Close()
+	s.etcd = nil
+}
+
+// Wipe stops the server and deletes its data, as an operator does who sets up
+// etcd anew. Start then begins at revision 1.
+func (s *Server) Wipe() error {
+	s.Stop()
+	return os.RemoveAll(filepath.Join(s.cfg.Dir, "data"))
+}
+
+// Endpoint is the URL that clients use.
+func (s *Server) Endpoint() string {
+	if s.cfg.CertFile != "" {
+		return "https://" + s.cfg.Listen.String()
+	}
+	return "http://" + s.cfg.Listen.String()
+}
+
+// Client returns a client of this server. With TLS it shows the server's own
+// certificate. The caller closes it.
+func (s *Server) Client() (*clientv3.Client, error) {
+	var tc *tls.Config
+	if s.cfg.CertFile != "" {
+		var err error
+		if tc, err = s.tlsInfo().ClientConfig(); err != nil {
+			return nil, err
+		}
+	}
+	return clientv3.New(clientv3.Config{
+		Endpoints:   []string{s.Endpoint()},
+		DialTimeout: startTimeout,
+		TLS:         tc,
+		Logger:      zap.NewNop(),
+	})
+}
