@@ -163,13 +163,20 @@ func (s Scope) describe(n rtnl.Notification) string {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		return s.describeLink(n)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		// The bridge's gateway address lies inside the networks, too.
 		a, ok := parseAddress(n.Body)
-		if !ok || a.index != s.Index {
+		if !ok || a.index != s.Index && !s.inside(a.prefix) {
 			return ""
 		}
 		return verb(n, unix.RTM_DELADDR) + "address " + a.prefix.String()
 	}
 	return ""
+}
+
+func (s Scope) inside(p netip.Prefix) bool {
+	return slices.ContainsFunc(s.Networks, func(n netip.Prefix) bool {
+		return p.Bits() >= n.Bits() && n.Contains(p.Addr())
+	})
 }
 
 func verb(n rtnl.Notification, del uint16) string {
@@ -204,12 +211,8 @@ func (s Scope) describeRoute(n rtnl.Notification) string {
 	if !ok || r.table != unix.RT_TABLE_MAIN {
 		return ""
 	}
-	inside := slices.ContainsFunc(s.Networks, func(p netip.Prefix) bool { return p.Overlaps(r.dst) })
-	if !inside && r.protocol != Protocol {
-		return ""
-	}
 	// The kernel's own routes to the node's subnet come and go with the bridge.
-	if r.protocol == unix.RTPROT_KERNEL || r.dst.Bits() == 0 {
+	if !s.inside(r.dst) && r.protocol != Protocol || r.protocol == unix.RTPROT_KERNEL {
 		return ""
 	}
 	return fmt.Sprintf("%sroute %s via %s dev %d proto %d", verb(n, unix.RTM_DELROUTE), r.dst, r.via, r.index, r.protocol)
