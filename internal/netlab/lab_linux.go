@@ -1,0 +1,265 @@
+package netlab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// The underlay. IPv4 is TEST-NET-1 (RFC 5737), IPv6 the documentation prefix
+// (RFC 3849): neither is anybody's.
+const (
+	underlay4 = "192.0.2."
+	underlay6 = "2001:db8::"
+
+	// StorePort is where the store listens, on the underlay bridge's address.
+	StorePort = 2379
+
+	// maxNodes keeps addresses inside 192.0.2.0/24.
+	maxNodes = 200
+)
+
+// Options says what a Lab is made of.
+type Options struct {
+	Name   string   // tells this process's labs apart; letters and digits
+	Nodes  int      // 1 to 200
+	MTU    int      // bytes, of the underlay; 0: 1500
+	Daemon string   // the overlayd binary
+	Flags  []string // of overlayd on every node, after those that the lab sets
+	Keep   bool     // the lab may outlive its owner
+}
+
+// A Lab is several nodes on one machine: each a network namespace with eth0 on
+// an underlay bridge, which is in a namespace of its own. The machine's own
+// network is not touched.
+type Lab struct {
+	ID       string // what every name in the lab begins with
+	Dir      string // the lab's folder: run folders, logs, lab.json
+	Underlay *Namespace
+	Nodes    []*Node
+
+	opts Options
+
+	mu     sync.Mutex
+	procs  []Process    // running, as far as the lab knows
+	spaces []*Namespace // of underlay, nodes and pods
+	held   *os.File     // the store ends when this closes
+}
+
+// New makes a lab whose nodes run nothing yet. After an error nothing is left.
+func New(o Options) (_ *Lab, err error) {
+	if o.Nodes < 1 || o.Nodes > maxNodes {
+		return nil, fmt.Errorf("lab of %d nodes: want 1 to %d", o.Nodes, maxNodes)
+	}
+	if o.MTU == 0 {
+		o.MTU = 1500
+	}
+	l := &Lab{ID: Prefix() + o.Name, opts: o}
+	l.Dir = filepath.Join(os.TempDir(), l.ID)
+	// A folder that exists belongs to another lab: Mkdir, not MkdirAll.
+	if err := os.Mkdir(l.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make lab: %w", err)
+	}
+	success := false
+	defer func() {
+		if !success {
+			err = errors.Join(err, l.Close())
+		}
+	}()
+	if err := l.save(); err != nil {
+		return nil, err
+	}
+	if err := l.makeUnderlay(); err != nil {
+		return nil, fmt.Errorf("make underlay: %w", err)
+	}
+	for i := range o.Nodes {
+		n, err := l.makeNode(i + 1)
+		if err != nil {
+			return nil, fmt.Errorf("make node %d: %w", i+1, err)
+		}
+		l.Nodes = append(l.Nodes, n)
+	}
+	success = true
+	return l, nil
+}
+
+// StoreURL is where the nodes reach the store.
+func (l *Lab) StoreURL() string { return fmt.Sprintf("http://%s1:%d", underlay4, StorePort) }
+
+func (l *Lab) makeUnderlay() (err error) {
+	if l.Underlay, err = l.namespace("underlay"); err != nil {
+		return err
+	}
+	return l.Underlay.IP(
+		"link add underlay type bridge",
+		fmt.Sprintf("link set underlay mtu %d up", l.opts.MTU),
+		"address add "+underlay4+"1/24 dev underlay",
+		"address add "+underlay6+"1/64 dev underlay nodad",
+	)
+}
+
+// makeNode makes node i: eth0 with 192.0.2.<10+i> and 2001:db8::<10+i>, and the
+// underlay bridge as its default gateway.
+func (l *Lab) makeNode(i int) (*Node, error) {
+	n := &Node{Name: fmt.Sprintf("n%d", i), Address: netip.MustParseAddr(fmt.Sprint(underlay4, 10+i)), lab: l}
+	n.Dir = filepath.Join(l.Dir, n.Name)
+	n.RunDir = filepath.Join(n.Dir, "run")
+	n.Log = filepath.Join(n.Dir, "overlayd.log")
+	if err := os.MkdirAll(n.RunDir, 0o755); err != nil {
+		return nil, err
+	}
+	var err error
+	if n.Namespace, err = l.namespace(n.Name); err != nil {
+		return nil, err
+	}
+	// A Kubernetes node forwards; a new namespace here does not.
+	err = n.Sysctl("net/ipv4/ip_forward", "1", "net/ipv6/conf/all/forwarding", "1")
+	if err != nil {
+		return nil, err
+	}
+	err = l.Underlay.IP(fmt.Sprintf(
+		"link add %s mtu %d master underlay up type veth peer name eth0 mtu %[2]d netns %s",
+		n.Name, l.opts.MTU, n.Namespace.Name))
+	if err != nil {
+		return nil, err
+	}
+	return n, n.IP(
+		fmt.Sprintf("address add %s/24 dev eth0", n.Address),
+		fmt.Sprintf("address add %s%d/64 dev eth0 nodad", underlay6, 10+i),
+		"link set eth0 up",
+		"route add default via "+underlay4+"1",
+		"route add ::/0 via "+underlay6+"1",
+	)
+}
+
+// namespace makes a namespace that goes with the lab.
+func (l *Lab) namespace(name string) (*Namespace, error) {
+	n, err := NewNamespace(strings.TrimPrefix(l.ID, Prefix()) + "-" + name)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.spaces = append(l.spaces, n)
+	return n, nil
+}
+
+// NewPod makes an empty network namespace for a pod.
+func (l *Lab) NewPod(name string) (*Namespace, error) { return l.namespace("pod-" + name) }
+
+// RemovePod removes a namespace that NewPod made.
+func (l *Lab) RemovePod(n *Namespace) error {
+	l.mu.Lock()
+	l.spaces = slices.DeleteFunc(l.spaces, func(p *Namespace) bool { return p == n })
+	l.mu.Unlock()
+	return n.Close()
+}
+
+// StartStore runs argv, a server that will listen on StoreURL's port, in the
+// underlay's namespace, and returns when it listens. Its standard input ends
+// when the lab's owner does, unless the lab is to be kept: then never.
+func (l *Lab) StartStore(argv ...string) (Process, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return Process{}, err
+	}
+	defer func() { _ = r.Close() }()
+	cmd := l.Underlay.Command(argv[0], argv[1:]...)
+	cmd.Stdin = r
+	if l.opts.Keep {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, w)
+	}
+	p, err := start("store", cmd, filepath.Join(l.Dir, "store.log"))
+	if err != nil {
+		_ = w.Close()
+		return p, err
+	}
+	l.mu.Lock()
+	l.held = w
+	l.mu.Unlock()
+	if err := l.add(p); err != nil {
+		return p, err
+	}
+	return p, p.eventually(20*time.Second, func() error {
+		conn, err := l.Underlay.Dial("tcp", fmt.Sprintf("%s1:%d", underlay4, StorePort))
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err
+	})
+}
+
+// add puts a process on the account that Close and Abandoned stand on.
+func (l *Lab) add(p Process) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.procs = append(l.procs, p)
+	return l.save()
+}
+
+// Forget takes a process that has ended off the lab's account.
+func (l *Lab) Forget(p Process) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.procs = slices.DeleteFunc(l.procs, func(q Process) bool { return q == p })
+	return l.save()
+}
+
+// Close stops the processes and removes the namespaces and the folder. It goes
+// on after errors, and names everything that is left.
+func (l *Lab) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var errs []error
+	// The store last: the daemons may have something to say to it.
+	for _, p := range slices.Backward(l.procs) {
+		if p.Name != "store" {
+			errs = append(errs, p.Stop())
+		}
+	}
+	for _, p := range l.procs {
+		errs = append(errs, p.Stop())
+	}
+	if l.held != nil {
+		_ = l.held.Close()
+	}
+	for _, n := range slices.Backward(l.spaces) {
+		errs = append(errs, n.Close())
+	}
+	if err := os.RemoveAll(l.Dir); err != nil {
+		errs = append(errs, fmt.Errorf("remove lab folder: %w", err))
+	}
+	l.procs, l.spaces, l.held = nil, nil, nil
+	if left := l.Leftovers(); len(left) > 0 {
+		errs = append(errs, fmt.Errorf("left of lab %s:\n  %s", l.ID, strings.Join(left, "\n  ")))
+	}
+	return errors.Join(errs...)
+}
+
+// Leftovers lists what bears the lab's name: namespaces, links of the machine's
+// own network, processes and folders. After Close it is empty.
+func (l *Lab) Leftovers() []string {
+	var left []string
+	for _, dir := range []string{namespaceDir, os.TempDir()} {
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			if e.Name() == l.ID || strings.HasPrefix(e.Name(), l.ID+"-") {
+				left = append(left, filepath.Join(dir, e.Name()))
+			}
+		}
+	}
+	links, _ := net.Interfaces()
+	for _, i := range links {
+		if strings.HasPrefix(i.Name, l.ID) {
+			left = append(left, "link "+i.Name)
+		}
+	}
+	return append(left, processesNaming(l.ID)...)
+}
