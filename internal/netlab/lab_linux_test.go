@@ -206,7 +206,11 @@ func TestStoreEndsWithItsOwner(t *testing.T) {
 			_ = conn.Close()
 		}
 		_ = l.held.Close() // as the kernel does when the owner ends
-		err = Eventually(500*time.Millisecond, func() error {
+		limit := 10 * time.Second
+		if keep {
+			limit = 300 * time.Millisecond
+		}
+		err = Eventually(limit, func() error {
 			if p.Alive() {
 				return fmt.Errorf("%s is there", p)
 			}
