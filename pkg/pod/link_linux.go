@@ -1,0 +1,148 @@
+package pod
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"strings"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/vxlan-cni/vxlan-cni/internal/rtnl"
+)
+
+// Of the kernel's headers, what x/sys/unix does not have (linux/if_link.h,
+// linux/devinfo in linux/ip.h).
+const (
+	inetConf            = 1 // IFLA_INET_CONF
+	inet6AddrGenMode    = 8 // IFLA_INET6_ADDR_GEN_MODE
+	devconfForwarding   = 1 // IPV4_DEVCONF_FORWARDING; in a dump its place is one less
+	extMaskSkipStats    = 1 << 3
+	loopbackIndex       = 1
+	headerSize          = unix.SizeofIfInfomsg
+	hairpinOn           = 1
+	addrGenModeUnknown  = 0xff
+	addrGenModeDisabled = nl.IN6_ADDR_GEN_MODE_NONE
+)
+
+// link is what the kernel says of a link, as far as it matters here.
+type link struct {
+	Index, Master, Peer int
+	Name, Kind, Alias   string
+	MAC                 net.HardwareAddr
+	MTU                 int
+	Group               uint32
+	Up                  bool
+	Forwards4           bool  // net.ipv4.conf.<name>.forwarding
+	AddrGenMode         uint8 // addrGenModeUnknown where IPv6 is off
+	Port                bool  // is the port of a bridge
+	Hairpin             bool
+}
+
+// getLink reads one link by name. A link that does not exist is unix.ENODEV.
+func getLink(c *rtnl.Conn, name string) (l link, err error) {
+	req := newLink(unix.RTM_GETLINK, 0, 0)
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(extMaskSkipStats)))
+	err = c.Get(req, func(body []byte) { l = parseLink(body) })
+	return l, err
+}
+
+// findLink is getLink, with found false for one that does not exist.
+func findLink(c *rtnl.Conn, name string) (l link, found bool, err error) {
+	l, err = getLink(c, name)
+	if errors.Is(err, unix.ENODEV) {
+		return link{}, false, nil
+	}
+	return l, err == nil, err
+}
+
+// veths reads all veth links of our group.
+func veths(c *rtnl.Conn) (found []link, err error) {
+	req := newLink(unix.RTM_GETLINK, 0, 0)
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
+	req.AddData(info)
+	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(extMaskSkipStats)))
+	err = c.Dump(req, func() { found = nil }, func(body []byte) {
+		if l := parseLink(body); l.Kind == "veth" && l.Group == Group {
+			found = append(found, l)
+		}
+	})
+	return found, err
+}
+
+// parseLink reads the body of an RTM_NEWLINK. What is missing or cut short
+// stays zero.
+func parseLink(body []byte) link {
+	l := link{AddrGenMode: addrGenModeUnknown}
+	if len(body) < headerSize {
+		return l
+	}
+	l.Index = int(int32(binary.NativeEndian.Uint32(body[4:])))
+	l.Up = binary.NativeEndian.Uint32(body[8:])&unix.IFF_UP != 0
+	rtnl.EachAttr(body[headerSize:], func(kind uint16, v []byte) {
+		switch kind {
+		case unix.IFLA_IFNAME:
+			l.Name = text(v)
+		case unix.IFLA_IFALIAS:
+			l.Alias = text(v)
+		case unix.IFLA_ADDRESS:
+			l.MAC = append(net.HardwareAddr(nil), v...)
+		case unix.IFLA_MTU:
+			l.MTU = int(number(v))
+		case unix.IFLA_GROUP:
+			l.Group = number(v)
+		case unix.IFLA_MASTER:
+			l.Master = int(number(v))
+		case unix.IFLA_LINK:
+			l.Peer = int(number(v))
+		case unix.IFLA_LINKINFO:
+			l.parseInfo(v)
+		case unix.IFLA_AF_SPEC:
+			l.parseFamilies(v)
+		}
+	})
+	return l
+}
+
+func (l *link) parseInfo(info []byte) {
+	rtnl.EachAttr(info, func(kind uint16, v []byte) {
+		switch kind {
+		case nl.IFLA_INFO_KIND:
+			l.Kind = text(v)
+		case nl.IFLA_INFO_SLAVE_KIND:
+			l.Port = text(v) == "bridge"
+		case nl.IFLA_INFO_SLAVE_DATA:
+			rtnl.EachAttr(v, func(kind uint16, v []byte) {
+				if kind == nl.IFLA_BRPORT_MODE && len(v) > 0 {
+					l.Hairpin = v[0] == hairpinOn
+				}
+			})
+		}
+	})
+}
+
+func (l *link) parseFamilies(spec []byte) {
+	rtnl.EachAttr(spec, func(family uint16, v []byte) {
+		rtnl.EachAttr(v, func(kind uint16, v []byte) {
+			switch {
+			case family == unix.AF_INET && kind == inetConf && len(v) >= 4:
+				// An array of 32-bit values, of which the first is forwarding.
+				l.Forwards4 = number(v[:4]) != 0
+			case family == unix.AF_INET6 && kind == inet6AddrGenMode && len(v) > 0:
+				l.AddrGenMode = v[0]
+			}
+		})
+	})
+}
+
+func text(v []byte) string { return strings.TrimRight(string(v), "\x00") }
+
+func number(v []byte) uint32 {
+	if len(v) < 4 {
+		return 0
+	}
+	return binary.NativeEndian.Uint32(v)
+}
