@@ -15,7 +15,7 @@ const RecordSchema = 1
 // A Record is a lease as it was read from the store.
 type Record struct {
 	Key   string // where it is stored, as Key writes it
-	Lease Lease  // valid if Err is nil
+	Lease Lease  // if Err is not nil, only Subnets, and these only if Key could be read
 	Err   error  // what is wrong with key or value
 }
 

@@ -114,12 +114,15 @@ func newClaims(records []Record) *claims {
 	return c
 }
 
-// add enters what a record holds.
+// add enters what a record holds. Of several that hold a part of the same
+// subnet the first is named: that is this node, if it is one of them.
 func (c *claims) add(r Record, who string) {
 	for _, s := range r.Lease.Subnets {
 		c.holder[s] = who
 		for p, ok := c.parent[s]; ok; p, ok = c.parent[p] {
-			c.within[p] = who
+			if _, named := c.within[p]; !named {
+				c.within[p] = who
+			}
 		}
 	}
 	for _, v := range r.Lease.VTEPs {
@@ -156,4 +159,23 @@ func (c *claims) overlap(s netip.Prefix) (who string, taken bool) {
 		}
 	}
 	return "", false
+}
+
+// Taken returns the subnets in records that the node must not be given: all
+// that are inside the pod networks and not its own. Records that Sort ignores
+// count too, for their owner may use the subnet, or it may be a reservation;
+// but not one for a whole network, which nobody can hold.
+func Taken(cfg Config, node string, records []Record) []netip.Prefix {
+	var taken []netip.Prefix
+	for _, r := range records {
+		if r.Err == nil && r.of(node) {
+			continue
+		}
+		for _, s := range r.Lease.Subnets {
+			if n, ok := cfg.network(s.Addr().Is4()); ok && s.Bits() > n.Bits() && n.Contains(s.Addr()) {
+				taken = append(taken, s.Masked())
+			}
+		}
+	}
+	return taken
 }
