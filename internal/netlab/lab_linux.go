@@ -90,8 +90,13 @@ func New(o Options) (_ *Lab, err error) {
 	return l, nil
 }
 
-// StoreURL is where the nodes reach the store.
-func (l *Lab) StoreURL() string { return fmt.Sprintf("http://%s1:%d", underlay4, StorePort) }
+// StoreAddr is where the nodes reach the store: the underlay bridge's address.
+func (l *Lab) StoreAddr() netip.AddrPort {
+	return netip.AddrPortFrom(netip.MustParseAddr(underlay4+"1"), StorePort)
+}
+
+// StoreURL is StoreAddr as overlayd takes it.
+func (l *Lab) StoreURL() string { return "http://" + l.StoreAddr().String() }
 
 func (l *Lab) makeUnderlay() (err error) {
 	if l.Underlay, err = l.namespace("underlay"); err != nil {
@@ -162,7 +167,7 @@ func (l *Lab) RemovePod(n *Namespace) error {
 	return n.Close()
 }
 
-// StartStore runs argv, a server that will listen on StoreURL's port, in the
+// StartStore runs argv, a server that will listen on StoreAddr, in the
 // underlay's namespace, and returns when it listens. Its standard input ends
 // when the lab's owner does, unless the lab is to be kept: then never.
 func (l *Lab) StartStore(argv ...string) (Process, error) {
@@ -188,7 +193,7 @@ func (l *Lab) StartStore(argv ...string) (Process, error) {
 		return p, err
 	}
 	return p, p.eventually(20*time.Second, func() error {
-		conn, err := l.Underlay.Dial("tcp", fmt.Sprintf("%s1:%d", underlay4, StorePort))
+		conn, err := l.Underlay.Dial("tcp", l.StoreAddr().String())
 		if err == nil {
 			_ = conn.Close()
 		}

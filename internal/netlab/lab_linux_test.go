@@ -199,7 +199,7 @@ func TestStoreEndsWithItsOwner(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		conn, err := l.Nodes[0].Dial("tcp", strings.TrimPrefix(l.StoreURL(), "http://"))
+		conn, err := l.Nodes[0].Dial("tcp", l.StoreAddr().String())
 		if err != nil {
 			t.Errorf("store from a node: %v", err)
 		} else {

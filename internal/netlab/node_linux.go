@@ -2,7 +2,6 @@ package netlab
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -83,9 +82,12 @@ func (n *Node) Ready(limit time.Duration) error {
 // Socket is the file of overlayd's API.
 func (n *Node) Socket() string { return filepath.Join(n.RunDir, api.SocketName) }
 
-// Get asks overlayd's API for a path and returns the answer; any status but 200
-// is an error that holds it.
-func (n *Node) Get(path string) ([]byte, error) {
+// API is a client of overlayd's socket.
+func (n *Node) API() *api.Client { return api.New(n.Socket()) }
+
+// Get asks overlayd's socket for one of the paths that answer plain text; any
+// status but 200 is an error that holds the text.
+func (n *Node) Get(path string) (string, error) {
 	var d net.Dialer
 	client := http.Client{
 		Timeout: 5 * time.Second,
@@ -98,24 +100,12 @@ func (n *Node) Get(path string) ([]byte, error) {
 	}
 	resp, err := client.Get("http://overlayd" + path)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(resp.Body)
 	if err == nil && resp.StatusCode != http.StatusOK {
 		err = fmt.Errorf("%s: %s: %s", path, resp.Status, strings.TrimSpace(string(body)))
 	}
-	return body, err
-}
-
-// Query asks overlayd's API for a path and decodes the JSON answer.
-func Query[T any](n *Node, path string) (v T, err error) {
-	body, err := n.Get(path)
-	if err == nil {
-		err = json.Unmarshal(body, &v)
-	}
-	if err != nil {
-		return v, fmt.Errorf("%s: %w", n.Name, err)
-	}
-	return v, nil
+	return string(body), err
 }
