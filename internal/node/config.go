@@ -1,0 +1,89 @@
+package node
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
+)
+
+// Resolve is how neighbour and FDB entries come into the kernel.
+type Resolve string
+
+// The ways to resolve.
+const (
+	Eager  Resolve = "eager"   // all entries at once; misses are answered all the same
+	OnMiss Resolve = "on-miss" // routes at once, the rest when the kernel asks for it
+)
+
+// Config is what a node's daemon is told at its start.
+type Config struct {
+	Node    string        // stable node id
+	RunDir  string        // node file, socket, lock, slot files
+	Iface   string        // underlay interface by name or address; empty: the default route's
+	Public  netip.Addr    // underlay address that others send to; invalid: the interface's
+	Device  string        // name of the VXLAN device
+	Bridge  string        // name of the bridge that pods hang on
+	Resolve Resolve       // eager or on-miss
+	Grace   time.Duration // how long a peer outlives its lease
+	Metrics string        // TCP address of the API besides the socket; empty: none
+	Version string
+	Store   string // kind of store, for the status
+}
+
+// Default returns the configuration that flags change.
+func Default() Config {
+	host, _ := os.Hostname()
+	return Config{
+		Node:    host,
+		RunDir:  subnet.RunDir,
+		Device:  "overlay.1",
+		Bridge:  "overlay-br0",
+		Resolve: Eager,
+		Grace:   10 * time.Minute,
+	}
+}
+
+// A FlagError is a configuration value that cannot be.
+type FlagError struct {
+	Flag, Value, Want string
+}
+
+func (e *FlagError) Error() string {
+	return fmt.Sprintf("--%s %q: want %s", e.Flag, e.Value, e.Want)
+}
+
+// Check returns a *FlagError for the first value that cannot be.
+func (c Config) Check() error {
+	switch {
+	case c.Node == "" || len(c.Node) > 253:
+		return &FlagError{"node-id", c.Node, "1 to 253 bytes that stay the same over reboots, such as the host name"}
+	case c.RunDir == "":
+		return &FlagError{"run-dir", c.RunDir, "a folder that does not survive a reboot, such as " + subnet.RunDir}
+	case !linkName(c.Device):
+		return &FlagError{"device", c.Device, "a link name of 1 to 15 bytes without '/', ':' or white space"}
+	case !linkName(c.Bridge):
+		return &FlagError{"bridge", c.Bridge, "a link name of 1 to 15 bytes without '/', ':' or white space"}
+	case c.Bridge == c.Device:
+		return &FlagError{"bridge", c.Bridge, "another name than the device's"}
+	case c.Resolve != Eager && c.Resolve != OnMiss:
+		return &FlagError{"resolve", string(c.Resolve), "eager or on-miss"}
+	case c.Grace < 0:
+		return &FlagError{"grace", c.Grace.String(), "0 or longer"}
+	}
+	return nil
+}
+
+func linkName(s string) bool {
+	if s == "" || len(s) > 15 || s == "." || s == ".." {
+		return false
+	}
+	for _, r := range s {
+		if r == '/' || r == ':' || r <= ' ' || r == 0x7f {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,386 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/vxlan-cni/vxlan-cni/internal/api"
+	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
+	"github.com/vxlan-cni/vxlan-cni/pkg/vxlan"
+)
+
+const (
+	// auditEvery is how often the kernel is compared with the leases although
+	// nothing was heard of it.
+	auditEvery = 60 * time.Second
+
+	// repairGap is the least time between two repairs; while somebody keeps
+	// undoing them it doubles up to repairGapMax.
+	repairGap    = 10 * time.Millisecond
+	repairGapMax = time.Second
+
+	// retryFirst and retryMax bound the wait before refused changes are tried
+	// again.
+	retryFirst = 100 * time.Millisecond
+	retryMax   = 10 * time.Second
+)
+
+// A loop is the one goroutine that owns the kernel. Every branch of it ends in
+// making the kernel hold what the leases ask for.
+type loop struct {
+	cfg      Config
+	network  subnet.Config
+	underlay vxlan.Underlay
+	log      *slog.Logger
+	journal  *journal
+
+	device  *vxlan.Device
+	monitor *vxlan.Monitor
+	ready   func() // called once, when the first reconcile is complete
+
+	snapshot subnet.Snapshot
+	taken    time.Time // when the snapshot came
+	retained retention
+	leases   []subnet.Lease // peers' leases, with those in their grace time
+	want     vxlan.State
+	nodeOf   map[vxlan.MAC]string
+	answered map[string]uint64 // node → misses
+	mtu      int
+
+	clock  schedule
+	gap    time.Duration // before the next repair
+	wait   time.Duration // before the next retry
+	misses api.MissCount
+	kernel api.Kernel
+	synced bool
+}
+
+// run turns until ctx ends. Snapshots and queries come by channel, the kernel's
+// news by the monitor.
+func (l *loop) run(ctx context.Context, snapshots <-chan subnet.Snapshot, queries <-chan func()) error {
+	l.clock.set(audit, time.Now().Add(auditEvery))
+	timer := time.NewTimer(auditEvery)
+	defer timer.Stop()
+	for {
+		timer.Reset(time.Until(l.clock.earliest()))
+		select {
+		case <-ctx.Done():
+			return l.leave()
+		case s := <-snapshots:
+			l.take(s)
+		case <-l.monitor.Ready():
+			l.heed(l.monitor.Take())
+		case fn := <-queries:
+			fn()
+		case <-timer.C:
+			l.due(time.Now())
+		}
+	}
+}
+
+// leave prepares for the time without a daemon: what an on-miss node would have
+// asked for is written now.
+func (l *loop) leave() error {
+	if l.cfg.Resolve != OnMiss || !l.synced {
+		return nil
+	}
+	ops, err := vxlan.Reconcile(l.device, vxlan.Exactly(l.want))
+	l.count(ops, err)
+	if err != nil {
+		return fmt.Errorf("write all entries before leaving: %w", err)
+	}
+	return nil
+}
+
+// take makes the newest snapshot the wanted state.
+func (l *loop) take(s subnet.Snapshot) {
+	moved := !sameSubnets(l.snapshot.Own, s.Own)
+	for _, i := range s.Ignored {
+		if !containsIgnored(l.snapshot.Ignored, i) {
+			l.log.Warn("stored record ignored", "key", i.Key, "reason", i.Reason)
+			l.journal.event("lease", "ignored "+i.Key+": "+i.Reason)
+		}
+	}
+	l.snapshot, l.taken = s, time.Now()
+	if moved {
+		if err := l.settle(); err != nil {
+			l.log.Error("own lease cannot be used", "error", err)
+		}
+	}
+	l.derive(l.taken)
+	l.reconcile("snapshot")
+}
+
+// derive computes the wanted state from the snapshot and the grace times.
+func (l *loop) derive(now time.Time) {
+	l.leases = l.retained.update(l.snapshot.Own, l.snapshot.Peers, now)
+	l.want = vxlan.Desired(peersOf(l.leases, l.underlay4()))
+	l.nodeOf = make(map[vxlan.MAC]string, len(l.leases))
+	for _, lease := range l.leases {
+		if v, ok := vtepOf(lease, l.underlay4()); ok {
+			l.nodeOf[vxlan.MAC(v.MAC)] = nodeName(lease)
+		}
+	}
+	if end, ok := l.retained.next(); ok {
+		l.clock.set(expire, end)
+	} else {
+		l.clock.clear(expire)
+	}
+}
+
+// nodeName is what a lease is called where people read it. Records of flannel
+// name no node.
+func nodeName(l subnet.Lease) string {
+	if l.Node != "" {
+		return l.Node
+	}
+	if len(l.VTEPs) > 0 {
+		return l.VTEPs[0].Underlay.String()
+	}
+	return "?"
+}
+
+// settle makes the own lease the device's address.
+func (l *loop) settle() error {
+	c := l.device.Config()
+	c.Addrs = nil
+	for _, s := range l.snapshot.Own.Subnets {
+		c.Addrs = append(c.Addrs, netip.PrefixFrom(s.Addr(), s.Addr().BitLen()))
+	}
+	l.log.Info("own lease", "subnets", l.snapshot.Own.Subnets)
+	l.journal.event("lease", fmt.Sprintf("own subnets are %v", l.snapshot.Own.Subnets))
+	return l.device.SetConfig(c)
+}
+
+func (l *loop) underlay4() bool { return l.device.Config().Local.Is4() }
+
+func (l *loop) bridge() pod.Bridge {
+	b := pod.Bridge{Name: l.cfg.Bridge, MTU: l.mtu}
+	for _, s := range l.snapshot.Own.Subnets {
+		b.Gateways = append(b.Gateways, netip.PrefixFrom(s.Addr().Next(), s.Bits()))
+	}
+	for _, r := range l.network.Ranges {
+		b.Networks = append(b.Networks, r.Network)
+	}
+	return b
+}
+
+// heed answers misses and repairs what others changed.
+func (l *loop) heed(e vxlan.Events) {
+	for miss, read := range e.Misses {
+		l.answer(miss, read)
+	}
+	l.misses.Received += e.Received
+	l.misses.Overruns += uint64(e.Overruns)
+	if !e.Dirty() {
+		return
+	}
+	for _, c := range e.Changes {
+		l.journal.event("foreign", fmt.Sprintf("%s (netlink port %d)", c.Text, c.Port))
+	}
+	if e.Overruns > 0 {
+		l.journal.event("foreign", "the kernel dropped notifications: everything is compared")
+	}
+	// At once, unless the last repair was a moment ago: then somebody works
+	// against us or is not finished, and every round would cost three dumps.
+	l.clock.setEarlier(repair, later(time.Now(), l.kernel.Last.Add(l.gap)))
+	if !l.clock.earliest().After(time.Now()) {
+		l.due(time.Now())
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// answer sets the entries that a miss asks for.
+func (l *loop) answer(m vxlan.Miss, read time.Time) {
+	ops := l.want.Resolve(m)
+	told := api.Miss{Time: read, Kind: "L2MISS"}
+	mac := m.MAC
+	if m.IP.IsValid() {
+		told.Kind, told.Addr = "L3MISS", m.IP
+		mac = l.want.Neighs[m.IP]
+	} else {
+		told.MAC = m.MAC.String()
+	}
+	switch {
+	case ops == nil:
+		l.misses.Unknown++
+	default:
+		err := l.device.Apply(ops)
+		l.count(ops, err)
+		told.Node, told.Answered = l.nodeOf[mac], err == nil
+		if err == nil {
+			l.misses.Answered++
+			l.answered[told.Node]++
+		}
+	}
+	told.Micros = time.Since(read).Microseconds()
+	l.journal.misses.add(told)
+	l.log.Debug("miss", "question", m.String(), "node", told.Node, "answered", told.Answered)
+}
+
+// due does what the clock asks for.
+func (l *loop) due(now time.Time) {
+	for task, why := range map[task]string{audit: "audit", retry: "retry", repair: "repair", expire: "grace time over"} {
+		if !l.clock.take(task, now) {
+			continue
+		}
+		switch task {
+		case audit:
+			l.clock.set(audit, now.Add(auditEvery))
+		case expire:
+			l.derive(now)
+		}
+		l.reconcile(why)
+	}
+}
+
+// reconcile makes device, bridge and tables right, and remembers how it went.
+func (l *loop) reconcile(why string) {
+	if len(l.snapshot.Own.Subnets) == 0 {
+		return // nothing is known of the own subnet yet
+	}
+	did, err := l.device.Ensure()
+	l.kernel.Operations += uint64(len(did))
+	bridge, berr := l.bridge().Ensure()
+	l.kernel.Operations += uint64(len(bridge.Changes))
+	did = append(did, bridge.Changes...)
+	l.monitor.SetScope(l.scope())
+
+	var ops []vxlan.Op
+	if err == nil {
+		want := vxlan.Exactly(l.want)
+		if l.cfg.Resolve == OnMiss {
+			want = l.want.OnMiss
+		}
+		ops, err = vxlan.Reconcile(l.device, want)
+		l.count(ops, err)
+	}
+	err = errors.Join(err, berr)
+	l.kernel.Reconciles++
+	l.kernel.Last = time.Now()
+	l.tell(why, did, ops, err)
+	l.pace(why, len(did)+len(ops) > 0, err)
+	l.publish()
+}
+
+// pace decides when the next repair and the next retry may be.
+func (l *loop) pace(why string, changed bool, err error) {
+	l.clock.clear(repair)
+	switch {
+	case why != "repair":
+	case changed:
+		l.kernel.Foreign++
+		l.gap = min(max(2*l.gap, repairGap), repairGapMax)
+	}
+	if !changed {
+		l.gap = 0
+	}
+	if err == nil {
+		l.wait = 0
+		l.clock.clear(retry)
+		return
+	}
+	l.wait = min(max(2*l.wait, retryFirst), retryMax)
+	l.clock.set(retry, time.Now().Add(l.wait))
+}
+
+// publish writes the node file and says once that the node is ready. One peer
+// that the kernel refuses does not keep pods from starting.
+func (l *loop) publish() {
+	if l.device.Link().Index == 0 {
+		return
+	}
+	f := subnet.NodeFile{
+		Schema: subnet.NodeFileSchema, Node: l.cfg.Node, Subnets: l.snapshot.Own.Subnets,
+		MTU: l.mtu, Bridge: l.cfg.Bridge,
+	}
+	for _, r := range l.network.Ranges {
+		f.Networks = append(f.Networks, r.Network)
+	}
+	if err := f.Write(l.cfg.RunDir); err != nil {
+		l.log.Error("node file not written: pods cannot start", "error", err)
+		l.kernel.LastError = err.Error()
+		l.clock.setEarlier(retry, time.Now().Add(retryMax))
+		return
+	}
+	if !l.synced {
+		l.synced = true
+		l.ready()
+	}
+}
+
+func (l *loop) scope() vxlan.Scope {
+	s := vxlan.Scope{
+		Index: l.device.Link().Index,
+		Names: []string{l.cfg.Device, l.cfg.Bridge},
+		Ports: []uint32{l.device.Port()},
+	}
+	for _, r := range l.network.Ranges {
+		s.Networks = append(s.Networks, r.Network)
+	}
+	return s
+}
+
+// count books changes that were attempted.
+func (l *loop) count(ops []vxlan.Op, err error) {
+	l.kernel.Operations += uint64(len(ops))
+	if err != nil {
+		l.kernel.Errors++
+	}
+}
+
+// tell logs and journals what a reconcile did: the first change in full, the
+// rest as a count.
+func (l *loop) tell(why string, did []string, ops []vxlan.Op, err error) {
+	for _, o := range ops {
+		did = append(did, o.String())
+	}
+	if len(did) > 0 {
+		text := did[0]
+		if len(did) > 1 {
+			text += fmt.Sprintf(" and %d more", len(did)-1)
+		}
+		l.log.Info("kernel changed", "why", why, "changes", len(did), "first", did[0])
+		l.journal.event("reconcile", why+": "+text)
+	}
+	switch {
+	case err != nil && l.kernel.LastError != err.Error():
+		l.log.Error("kernel refused changes, trying again", "error", err)
+		l.kernel.LastError = err.Error()
+	case err == nil && l.kernel.LastError != "":
+		l.log.Info("kernel holds everything again")
+		l.kernel.LastError = ""
+	}
+}
+
+func sameSubnets(a, b subnet.Lease) bool {
+	if len(a.Subnets) != len(b.Subnets) {
+		return false
+	}
+	for i := range a.Subnets {
+		if a.Subnets[i] != b.Subnets[i] {
+			return false
+		}
+	}
+	return true
+}
+
+func containsIgnored(list []subnet.Ignored, i subnet.Ignored) bool {
+	for _, have := range list {
+		if have == i {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,201 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
+	"github.com/vxlan-cni/vxlan-cni/pkg/vxlan"
+)
+
+// lockName is the file in the run folder that a running daemon locks.
+const lockName = "overlayd.lock"
+
+// A node is one daemon.
+type node struct {
+	cfg     Config
+	log     *slog.Logger
+	manager subnet.Manager
+	started time.Time
+	journal journal
+
+	waiting   atomic.Pointer[string] // what the start waits for; nil once the loop turns
+	ready     atomic.Bool
+	snapshots chan subnet.Snapshot
+	queries   chan func()
+	loop      *loop // of the loop's goroutine alone, once it turns
+}
+
+// Run is the daemon. It returns nil when ctx ends; device, tables, bridge and
+// node file stay as they are then, so that traffic goes on.
+func Run(ctx context.Context, cfg Config, m subnet.Manager, log *slog.Logger) error {
+	if err := cfg.Check(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(cfg.RunDir, 0o755); err != nil {
+		return fmt.Errorf("make run folder: %w", err)
+	}
+	unlock, err := lock(cfg.RunDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	n := &node{
+		cfg: cfg, log: log, manager: m, started: time.Now(),
+		snapshots: make(chan subnet.Snapshot, 1), queries: make(chan func()),
+	}
+	n.wait("the store")
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.serve(ctx) })
+	g.Go(func() error { return n.start(ctx, g) })
+	err = g.Wait()
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+	return err
+}
+
+// lock keeps a second daemon from working on the same run folder. The kernel
+// lets go of it when the process ends, however that happens.
+func lock(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("lock run folder: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("another overlayd works on %s: stop it, or choose another --run-dir", dir)
+		}
+		return nil, fmt.Errorf("lock run folder: %w", err)
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+func (n *node) wait(what string) { n.waiting.Store(&what) }
+
+// start brings the node up, step by step, and then adds the tasks to g.
+func (n *node) start(ctx context.Context, g *errgroup.Group) error {
+	network, err := n.manager.Config(ctx)
+	if err != nil || ctx.Err() != nil {
+		return quiet(ctx, err)
+	}
+	underlay, err := vxlan.FindUnderlay(n.cfg.Iface, n.cfg.Public)
+	if err != nil {
+		return err
+	}
+	n.log.Info("underlay", "interface", underlay.Interface, "address", underlay.Addr, "mtu", underlay.MTU, "reason", underlay.Reason)
+	is4 := underlay.Addr.Is4()
+	mtu := network.Backend.MTU
+	if mtu == 0 {
+		mtu = underlay.MTU - vxlan.Overhead(is4)
+	}
+	mac := subnet.VTEPMAC(n.cfg.Node, is4)
+	device, monitor, err := open(vxlan.Config{
+		Name: n.cfg.Device, VNI: network.Backend.VNI, Port: network.Backend.Port,
+		MAC: vxlan.MAC(mac), Local: underlay.Addr, MTU: mtu,
+	})
+	if err != nil {
+		return err
+	}
+	n.wait("a lease")
+	_, err = n.manager.Acquire(ctx, subnet.Request{
+		Node: n.cfg.Node, Want: n.held(), MTU: mtu,
+		VTEPs: []subnet.VTEP{{Underlay: underlay.Addr, MAC: mac, VNI: network.Backend.VNI}},
+	})
+	if err != nil || ctx.Err() != nil {
+		return errors.Join(quiet(ctx, err), device.Close())
+	}
+	n.wait("the first snapshot")
+	n.loop = &loop{
+		cfg: n.cfg, network: network, underlay: underlay, log: n.log, journal: &n.journal,
+		device: device, monitor: monitor, ready: n.announce, mtu: mtu,
+		retained: retention{grace: n.cfg.Grace}, answered: map[string]uint64{},
+	}
+	g.Go(func() error { return monitor.Run(ctx) })
+	g.Go(func() error { return n.manager.Run(ctx, n.offer) })
+	g.Go(func() error { return sweeper{dir: n.cfg.RunDir, log: n.log, journal: &n.journal}.run(ctx) })
+	g.Go(func() error {
+		defer func() { _ = device.Close() }()
+		return n.loop.run(ctx, n.snapshots, n.queries)
+	})
+	n.waiting.Store(nil)
+	return nil
+}
+
+// open listens before it looks, so that no change falls in between.
+func open(c vxlan.Config) (*vxlan.Device, *vxlan.Monitor, error) {
+	monitor, err := vxlan.Watch(vxlan.Scope{})
+	if err != nil {
+		return nil, nil, err
+	}
+	device, err := vxlan.Open(c)
+	return device, monitor, err
+}
+
+// held returns the subnets of the node file, which the running pods have: to
+// be asked for again should the store have lost them.
+func (n *node) held() []netip.Prefix {
+	f, err := subnet.ReadNodeFile(n.cfg.RunDir)
+	switch {
+	case err == nil && f.Node == n.cfg.Node:
+		return f.Subnets
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		n.log.Warn("node file not believed", "error", err)
+	}
+	return nil
+}
+
+// offer puts s in the place of a snapshot that the loop has not taken yet.
+func (n *node) offer(s subnet.Snapshot) {
+	select {
+	case <-n.snapshots:
+	default:
+	}
+	n.snapshots <- s
+}
+
+// announce says once that the node is ready.
+func (n *node) announce() {
+	n.ready.Store(true)
+	n.log.Info("ready", "after", time.Since(n.started).Round(time.Millisecond))
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
+}
+
+// do runs fn on the loop's goroutine, which alone may look at its state and the
+// kernel. It reports false if the loop does not turn (yet) or ctx ends first.
+func (n *node) do(ctx context.Context, fn func(*loop)) bool {
+	if n.waiting.Load() != nil {
+		return false
+	}
+	done := make(chan struct{})
+	select {
+	case n.queries <- func() { defer close(done); fn(n.loop) }:
+	case <-ctx.Done():
+		return false
+	}
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// quiet makes an error of ctx's end none.
+func quiet(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}

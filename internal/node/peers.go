@@ -1,0 +1,108 @@
+package node
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
+	"github.com/vxlan-cni/vxlan-cni/pkg/vxlan"
+)
+
+// vtepOf returns the endpoint of l that a device over this underlay family
+// reaches. Pods of either family ride on it.
+func vtepOf(l subnet.Lease, underlay4 bool) (subnet.VTEP, bool) {
+	i := slices.IndexFunc(l.VTEPs, func(v subnet.VTEP) bool { return v.Underlay.Is4() == underlay4 })
+	if i < 0 {
+		return subnet.VTEP{}, false
+	}
+	return l.VTEPs[i], true
+}
+
+// peersOf turns leases into the peers of a device over this underlay family.
+func peersOf(leases []subnet.Lease, underlay4 bool) []vxlan.Peer {
+	var peers []vxlan.Peer
+	for _, l := range leases {
+		v, ok := vtepOf(l, underlay4)
+		if !ok {
+			continue
+		}
+		for _, s := range l.Subnets {
+			peers = append(peers, vxlan.Peer{
+				Subnet: s, Gateway: s.Addr(), MAC: vxlan.MAC(v.MAC), Underlay: v.Underlay,
+			})
+		}
+	}
+	return peers
+}
+
+// A retention keeps peers for a time after their lease vanished, so that an
+// emptied store stops no traffic.
+type retention struct {
+	grace time.Duration
+	last  []subnet.Lease             // what the previous call returned
+	until map[netip.Prefix]time.Time // first subnet → end, of those without a lease
+}
+
+// update returns the leases to keep in the kernel: the current ones, and those
+// that vanished less than the grace time ago. One that vanished gives way at
+// once to a current lease, the node's own included, of an overlapping subnet,
+// of the same node or with the same tunnel endpoint.
+func (r *retention) update(own subnet.Lease, current []subnet.Lease, now time.Time) []subnet.Lease {
+	keep := slices.Clone(current)
+	until := map[netip.Prefix]time.Time{}
+	all := append(slices.Clone(current), own)
+	present := map[netip.Prefix]bool{}
+	for _, l := range all {
+		for _, s := range l.Subnets {
+			present[s] = true
+		}
+	}
+	for _, old := range r.last {
+		// The exact look-up spares nearly all leases the long comparison.
+		if present[old.Subnets[0]] || slices.ContainsFunc(all, func(l subnet.Lease) bool { return succeeds(l, old) }) {
+			continue
+		}
+		end, waiting := r.until[old.Subnets[0]]
+		if !waiting {
+			end = now.Add(r.grace)
+		}
+		if now.Before(end) {
+			until[old.Subnets[0]] = end
+			keep = append(keep, old)
+		}
+	}
+	r.last, r.until = keep, until
+	return keep
+}
+
+// next returns when the first retained lease ends, and whether there is one.
+func (r *retention) next() (end time.Time, ok bool) {
+	for _, t := range r.until {
+		if !ok || t.Before(end) {
+			end, ok = t, true
+		}
+	}
+	return end, ok
+}
+
+func succeeds(l, old subnet.Lease) bool {
+	if l.Node != "" && l.Node == old.Node {
+		return true
+	}
+	for _, a := range l.Subnets {
+		for _, b := range old.Subnets {
+			if a.Overlaps(b) {
+				return true
+			}
+		}
+	}
+	for _, a := range l.VTEPs {
+		for _, b := range old.VTEPs {
+			if a.MAC == b.MAC || a.Underlay == b.Underlay {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,75 @@
+package node
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/vxlan-cni/vxlan-cni/pkg/ipam"
+	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
+)
+
+// sweepEvery is the time between two observations, and the least age of a slot
+// to be swept. A plugin that holds a slot and is still making the link ends
+// long before: its waits are bounded by 20 s.
+const sweepEvery = time.Minute
+
+// A sweeper frees the slots of pods that are gone although no DEL ever came:
+// the runtime undoes a chain in reverse and stops at the first failure. A slot
+// without a link in two observations, a minute apart, is nobody's.
+type sweeper struct {
+	dir     string
+	log     *slog.Logger
+	journal *journal
+}
+
+func (s sweeper) run(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	suspects := map[ipam.Key]bool{}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			suspects = s.sweep(ctx, suspects, sweepEvery)
+		}
+	}
+}
+
+// sweep frees what was suspect before and still is, and returns the suspects of
+// this observation.
+func (s sweeper) sweep(ctx context.Context, before map[ipam.Key]bool, age time.Duration) map[ipam.Key]bool {
+	ports, err := pod.List()
+	if err != nil {
+		s.log.Warn("addresses not swept", "error", err)
+		return before
+	}
+	links := map[string]bool{}
+	for _, p := range ports {
+		links[p.HostName] = true
+	}
+	suspects := map[ipam.Key]bool{}
+	freed, err := ipam.Retain(ctx, s.dir, func(slot ipam.Slot) bool {
+		if slot.Age < age || links[pod.HostName(slot.Key.Container, slot.Key.IfName)] {
+			return true
+		}
+		suspects[slot.Key] = true
+		return !before[slot.Key]
+	})
+	if err != nil {
+		s.log.Warn("addresses not swept", "error", err)
+	}
+	for _, slot := range freed {
+		delete(suspects, slot.Key)
+		addrs := make([]string, 0, len(slot.Addrs))
+		for _, a := range slot.Addrs {
+			addrs = append(addrs, a.String())
+		}
+		text := "freed " + strings.Join(addrs, " ") + " of container " + slot.Key.Container + " " + slot.Pod + ": it has no link and no DEL came"
+		s.log.Info(text)
+		s.journal.event("sweep", text)
+	}
+	return suspects
+}

@@ -1,0 +1,184 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+
+	"github.com/vxlan-cni/vxlan-cni/internal/api"
+	"github.com/vxlan-cni/vxlan-cni/pkg/ipam"
+	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
+	"github.com/vxlan-cni/vxlan-cni/pkg/vxlan"
+)
+
+// errBusy says that the loop had no time for a question, or does not turn yet.
+var errBusy = errors.New("overlayd does not hold a lease yet, or is busy: see /readyz")
+
+// status collects what the node is and does. While the start still waits, only
+// what is known by then is filled in.
+func (n *node) status(ctx context.Context) (api.Status, error) {
+	s := api.Status{
+		Node: n.cfg.Node, Version: n.cfg.Version, Started: n.started,
+		NotReady: n.notReady(), Resolve: string(n.cfg.Resolve),
+		Store: api.Store{Kind: n.cfg.Store},
+	}
+	s.Ready = s.NotReady == nil
+	var err error
+	if n.do(ctx, func(l *loop) { err = l.fill(&s) }) && err == nil && len(s.Lease.Subnets) > 0 {
+		s.Slots, err = n.slots(s.Lease.Subnets)
+	}
+	return s, err
+}
+
+func (n *node) slots(subnets []netip.Prefix) (api.Slots, error) {
+	pool, err := ipam.Open(n.cfg.RunDir, subnets)
+	if err != nil {
+		return api.Slots{}, err
+	}
+	defer func() { _ = pool.Close() }()
+	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
+	defer cancel()
+	u, err := pool.Usage(ctx)
+	return api.Slots{Total: u.Total, Held: u.Held, Resting: u.Resting}, err
+}
+
+func (l *loop) fill(s *api.Status) error {
+	s.Store.Revision, s.Store.Snapshot = l.snapshot.Revision, l.taken
+	for _, i := range l.snapshot.Ignored {
+		s.Store.Ignored = append(s.Store.Ignored, api.Ignored(i))
+	}
+	s.Lease = leaseView(l.snapshot.Own, true)
+	s.Underlay = api.Underlay{
+		Interface: l.underlay.Interface, Address: l.underlay.Addr, MTU: l.underlay.MTU, Reason: l.underlay.Reason,
+	}
+	c, link := l.device.Config(), l.device.Link()
+	s.Device = api.Device{
+		Name: c.Name, Index: link.Index, Up: link.Up, VNI: c.VNI, Port: c.Port, MAC: link.MAC.String(), MTU: link.MTU,
+	}
+	s.Misses, s.Kernel = l.misses, l.kernel
+	peers, err := l.peerViews()
+	s.Peers.Total = len(peers)
+	for _, p := range peers {
+		if p.InSync {
+			s.Peers.InSync++
+		}
+	}
+	return err
+}
+
+// peers compares what the kernel holds for each peer with its lease.
+func (n *node) peers(ctx context.Context) (peers []api.Peer, err error) {
+	if !n.do(ctx, func(l *loop) { peers, err = l.peerViews() }) {
+		return nil, errBusy
+	}
+	return peers, err
+}
+
+func (l *loop) peerViews() ([]api.Peer, error) {
+	if l.device.Link().Index == 0 {
+		return []api.Peer{}, nil
+	}
+	have, err := l.device.State()
+	if err != nil {
+		return nil, err
+	}
+	want := l.want
+	if l.cfg.Resolve == OnMiss {
+		want = want.OnMiss(have)
+	}
+	missing := map[string][]string{} // by entry's owner: subnet, gateway or MAC
+	for _, o := range vxlan.Diff(want, have) {
+		if !o.Del { // what is there too much is no peer's
+			missing[owner(o.Entry)] = append(missing[owner(o.Entry)], o.Entry.String())
+		}
+	}
+	views := make([]api.Peer, 0, len(l.leases))
+	for _, lease := range l.leases {
+		v, ok := vtepOf(lease, l.underlay4())
+		p := api.Peer{
+			Node: nodeName(lease), Subnets: lease.Subnets, Underlay: v.Underlay, MAC: v.MAC.String(),
+			Misses: l.answered[nodeName(lease)], Missing: missing[v.MAC.String()],
+		}
+		if !ok {
+			p.Missing = []string{"a tunnel endpoint of our underlay's family in its lease"}
+		}
+		for _, s := range lease.Subnets {
+			p.Missing = append(append(p.Missing, missing[s.Addr().String()]...), missing[s.String()]...)
+		}
+		slices.Sort(p.Missing)
+		p.InSync = len(p.Missing) == 0
+		views = append(views, p)
+	}
+	return views, nil
+}
+
+// owner is what an entry and a lease have in common.
+func owner(e vxlan.Entry) string {
+	switch e := e.(type) {
+	case vxlan.FDB:
+		return e.MAC.String()
+	case vxlan.Neigh:
+		return e.IP.String()
+	case vxlan.Subnet:
+		return e.Dst.String()
+	}
+	return ""
+}
+
+func (n *node) leases(ctx context.Context) (views []api.Lease, err error) {
+	ok := n.do(ctx, func(l *loop) {
+		views = []api.Lease{}
+		if len(l.snapshot.Own.Subnets) > 0 {
+			views = append(views, leaseView(l.snapshot.Own, true))
+		}
+		for _, p := range l.snapshot.Peers {
+			views = append(views, leaseView(p, false))
+		}
+	})
+	if !ok {
+		return nil, errBusy
+	}
+	slices.SortFunc(views, func(a, b api.Lease) int { return a.Subnets[0].Compare(b.Subnets[0]) })
+	return views, nil
+}
+
+func leaseView(l subnet.Lease, own bool) api.Lease {
+	v := api.Lease{
+		Node: nodeName(l), Subnets: l.Subnets, VTEPs: []api.VTEP{}, MTU: l.MTU, Own: own,
+		Reserved: l.Reserved, Expiry: l.Expiry, Revision: l.Revision,
+	}
+	for _, t := range l.VTEPs {
+		v.VTEPs = append(v.VTEPs, api.VTEP{Underlay: t.Underlay, MAC: t.MAC.String(), VNI: t.VNI})
+	}
+	return v
+}
+
+// pods joins held slots and pods' links. It asks files and kernel, not the loop.
+func (n *node) pods(ctx context.Context) ([]api.Pod, error) {
+	slots, err := ipam.List(ctx, n.cfg.RunDir)
+	if err != nil {
+		return nil, err
+	}
+	ports, err := pod.List()
+	if err != nil {
+		return nil, err
+	}
+	links := map[string]bool{}
+	for _, p := range ports {
+		links[p.HostName] = true
+	}
+	views := make([]api.Pod, 0, len(slots))
+	for _, s := range slots {
+		v := api.Pod{
+			Pod: s.Pod, Container: s.Key.Container, IfName: s.Key.IfName, Addresses: s.Addrs,
+			Slot: s.Index, AgeSecs: int64(s.Age.Seconds()),
+		}
+		if name := pod.HostName(s.Key.Container, s.Key.IfName); links[name] {
+			v.Link = name
+		}
+		views = append(views, v)
+	}
+	return views, nil
+}
