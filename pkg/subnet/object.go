@@ -18,8 +18,8 @@ type member struct {
 	offset int64 // of the value, in bytes; the colon and blanks before it may be in between
 }
 
-// parseObject reads data as exactly one JSON object. Nothing may follow it and
-// no key may come twice, in whatever case. Errors name the byte offset.
+// parseObject reads data as exactly one JSON object; nothing may follow it.
+// Errors name the byte offset.
 func parseObject(data []byte) ([]member, error) {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	open, err := dec.Token()
@@ -33,7 +33,6 @@ func parseObject(data []byte) ([]member, error) {
 		return nil, fmt.Errorf("byte 0: %s: want a JSON object", quote(string(data)))
 	}
 	var members []member
-	seen := map[string]bool{}
 	for dec.More() {
 		key, err := dec.Token()
 		if err != nil {
@@ -42,11 +41,6 @@ func parseObject(data []byte) ([]member, error) {
 		m := member{key: key.(string), offset: dec.InputOffset()} // inside an object a token before a value is a string
 		if err := dec.Decode(&m.value); err != nil {
 			return nil, syntaxError(dec, err)
-		}
-		if folded := strings.ToLower(m.key); seen[folded] {
-			return nil, fmt.Errorf("byte %d: %s: key given twice", m.offset, quote(m.key))
-		} else {
-			seen[folded] = true
 		}
 		members = append(members, m)
 	}
@@ -88,18 +82,25 @@ func (e *keyError) Error() string { return e.err.Error() }
 func (e *keyError) Unwrap() error { return e.err }
 
 // fill distributes members over fields. Keys match without regard to case, as
-// in encoding/json; parseObject has seen to it that none comes twice. An
-// unknown key is an error if strict. Prefix is put before the key in errors.
+// in encoding/json, but none may come twice. An unknown key is an error if
+// strict. Prefix is put before the key in errors, which are keyErrors.
 func fill(members []member, fields []field, prefix string, strict bool) error {
+	seen := make([]bool, len(fields))
 	for _, m := range members {
 		i := slices.IndexFunc(fields, func(f field) bool { return strings.EqualFold(f.key, m.key) })
-		switch {
-		case i >= 0:
-			if err := json.Unmarshal(m.value, fields[i].into); err != nil {
-				return &keyError{m.key, fmt.Errorf("%s%s %s: want %s", prefix, fields[i].key, cut(string(m.value)), wanted(fields[i].into))}
+		if i < 0 {
+			if strict {
+				return &keyError{m.key, fmt.Errorf("%s%s: unknown key, want one of %s", prefix, quote(m.key), keys(fields))}
 			}
-		case strict:
-			return &keyError{m.key, fmt.Errorf("%s%s: unknown key, want one of %s", prefix, quote(m.key), keys(fields))}
+			continue
+		}
+		f := fields[i]
+		if seen[i] {
+			return &keyError{m.key, fmt.Errorf("%s%s: given twice, want it once", prefix, f.key)}
+		}
+		seen[i] = true
+		if err := json.Unmarshal(m.value, f.into); err != nil {
+			return &keyError{m.key, fmt.Errorf("%s%s %s: want %s", prefix, f.key, cut(string(m.value)), wanted(f.into))}
 		}
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"unicode"
 	"unicode/utf8"
 )
@@ -198,7 +199,14 @@ func unmarshal(data []byte, into any) error {
 	case errors.As(err, &kind) && kind.Field == "":
 		return fmt.Errorf("%s: want a JSON object", kind.Value)
 	case errors.As(err, &kind):
-		return fmt.Errorf("%s: byte %d: is a %s, want %s", kind.Field, kind.Offset, kind.Value, kind.Type)
+		want := "an object"
+		switch kind.Type.Kind() {
+		case reflect.String:
+			want = "a string"
+		case reflect.Int, reflect.Uint32:
+			want = "a whole number"
+		}
+		return fmt.Errorf("%s: byte %d: %s, want %s", kind.Field, kind.Offset, cut(kind.Value), want)
 	}
 	return err
 }
