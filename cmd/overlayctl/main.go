@@ -1,0 +1,46 @@
+// overlayctl shows what the overlayd of this node knows and does. It is a thin
+// client of the daemon's Unix socket: it reads, prints and changes nothing.
+//
+// How it reads: command.go is the command line, table.go how tables look,
+// status.go and lists.go turn each answer of the daemon into text.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+)
+
+// Exit statuses, as `overlayctl --help` documents them.
+const (
+	exitOK       = 0
+	exitError    = 1
+	exitUsage    = 2
+	exitNotReady = 3
+)
+
+func main() {
+	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run executes one command line and returns the exit status.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	text, err := newProgram(lookFor(stdout)).execute(ctx, args)
+	if _, writeErr := io.WriteString(stdout, text); writeErr != nil {
+		err = fmt.Errorf("write the answer: %w", writeErr)
+	}
+	var usage usageError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.Is(err, errNotReady): // the text has said why
+		return exitNotReady
+	case errors.As(err, &usage):
+		_, _ = fmt.Fprintln(stderr, "overlayctl:", err) // nowhere left to complain
+		return exitUsage
+	}
+	_, _ = fmt.Fprintln(stderr, "overlayctl:", err)
+	return exitError
+}
