@@ -1,0 +1,160 @@
+package ipam
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// noSlot is the index of no slot.
+const noSlot = -1
+
+// wanted checks a request and returns the slot of its addresses, or noSlot if
+// it names none.
+func (l layout) wanted(req Request) (int, error) {
+	for _, f := range []struct {
+		field, value string
+		max          int
+	}{
+		{"container id", req.Key.Container, maxContainer},
+		{"interface name", req.Key.IfName, maxIfName},
+	} {
+		if n := len(f.value); n == 0 || n > f.max {
+			return noSlot, &RequestError{f.field, f.value, fmt.Sprintf("has %d bytes, want 1 to %d", n, f.max)}
+		}
+	}
+	want := noSlot
+	for k, a := range req.Addrs {
+		i, ok := l.index(a)
+		reason := ""
+		switch {
+		case !ok:
+			reason = fmt.Sprintf("want one of the first %d addresses of %s", l.count, l.text())
+		case i < firstSlot || i >= l.end():
+			reason = "is reserved: network, gateway or broadcast"
+		case want != noSlot && i != want:
+			reason = fmt.Sprintf("and %s are not of one slot, want addresses equally far from the start of %s",
+				req.Addrs[0], l.text())
+		case slices.Contains(req.Addrs[:k], a):
+			reason = "is asked for twice"
+		}
+		if reason != "" {
+			return noSlot, &RequestError{"address", a.String(), reason}
+		}
+		want = i
+	}
+	return want, nil
+}
+
+// text writes the subnets for people.
+func (l layout) text() string {
+	if l.families() == 2 {
+		return fmt.Sprintf("%s or %s", l.subnets[0], l.subnets[1])
+	}
+	return l.subnets[0].String()
+}
+
+// covers returns an error if s lacks one of the addresses.
+func (s Slot) covers(addrs []netip.Addr) error {
+	for _, a := range addrs {
+		if !slices.Contains(s.Addrs, a) {
+			return &RequestError{"address", a.String(), fmt.Sprintf("%s holds %v already", s.Key, s.Addrs)}
+		}
+	}
+	return nil
+}
+
+// A candidate is a slot that could be given.
+type candidate struct {
+	index    int
+	released time.Duration // since boot; 0: never used
+}
+
+// A survey is what Acquire sees in the file.
+type survey struct {
+	usage Usage
+	mine  entry // the slot that the key holds; unused if none
+	want  entry // the slot that was asked for; index noSlot if none
+	ready []candidate
+	// blocked are slots one of whose addresses another slot has: that was
+	// acquired when the node's second subnet lay elsewhere. By that slot.
+	blocked map[int]entry
+}
+
+// survey looks at all slots.
+func (l layout) survey(f *slotFile, now time.Duration, key Key, want int) (survey, error) {
+	v := survey{blocked: map[int]entry{}, want: entry{index: want}}
+	v.usage.Total = l.end() - firstSlot
+	err := f.scan(func(i int, r record) {
+		if r.holds(key) {
+			v.mine = r.entry()
+		}
+		if i == want {
+			v.want = r.entry()
+			v.want.index = i // an unused record does not say it
+		}
+		if i < firstSlot || i >= l.end() {
+			return
+		}
+		rest := restLeft(r, now)
+		switch {
+		case r.state() == held:
+			v.usage.Held++
+		case rest > 0:
+			if v.usage.Resting++; v.usage.Resting == 1 || rest < v.usage.Next {
+				v.usage.Next = rest
+			}
+		default:
+			v.ready = append(v.ready, candidate{i, r.released()})
+			return
+		}
+		for k := range 2 {
+			if j, ok := l.index(r.addr(k)); ok && j != i {
+				v.blocked[j] = r.entry()
+			}
+		}
+	})
+	return v, err
+}
+
+// restLeft returns how long a slot still rests; 0 if it does not. A time of
+// release in the future is from before a reboot that the file survived.
+func restLeft(r record, now time.Duration) time.Duration {
+	if r.state() != free || r.released() > now {
+		return 0
+	}
+	return max(0, r.released()+Rest-now)
+}
+
+// choose returns the slot to give.
+func (v survey) choose(l layout) (candidate, error) {
+	if v.want.index != noSlot {
+		return v.chooseWanted(l)
+	}
+	ready := slices.DeleteFunc(v.ready, func(c candidate) bool {
+		_, blocked := v.blocked[c.index]
+		return blocked
+	})
+	if len(ready) == 0 {
+		return candidate{}, &ExhaustedError{l.subnets[0], v.usage}
+	}
+	return slices.MinFunc(ready, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.released, b.released), cmp.Compare(a.index, b.index))
+	}), nil
+}
+
+// chooseWanted returns the slot that was asked for, also if it rests: whoever
+// names an address means the pod that had it.
+func (v survey) chooseWanted(l layout) (candidate, error) {
+	by, blocked := v.blocked[v.want.index]
+	if v.want.state == held {
+		by, blocked = v.want, true
+	}
+	if blocked {
+		a := l.addrs(v.want.index)[0]
+		return candidate{}, &RequestError{"address", a.String(), fmt.Sprintf("its slot was given to %s, pod %q", by.key, by.pod)}
+	}
+	return candidate{v.want.index, v.want.released}, nil
+}
