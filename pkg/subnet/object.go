@@ -15,7 +15,7 @@ import (
 type member struct {
 	key    string
 	value  json.RawMessage
-	offset int64 // of the value, in bytes; the colon and blanks before it may be in between
+	offset int64 // of the value, in bytes
 }
 
 // parseObject reads data as exactly one JSON object; nothing may follow it.
@@ -38,10 +38,11 @@ func parseObject(data []byte) ([]member, error) {
 		if err != nil {
 			return nil, syntaxError(dec, err)
 		}
-		m := member{key: key.(string), offset: dec.InputOffset()} // inside an object a token before a value is a string
+		m := member{key: key.(string)} // inside an object a token before a value is a string
 		if err := dec.Decode(&m.value); err != nil {
 			return nil, syntaxError(dec, err)
 		}
+		m.offset = dec.InputOffset() - int64(len(m.value))
 		members = append(members, m)
 	}
 	if _, err := dec.Token(); err != nil {
