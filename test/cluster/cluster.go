@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ type Options struct {
 	Bin     string   // folder of overlayd, overlayctl and vxlan-cni
 	Plugins []string // folders of other CNI plugins
 	Chain   []Plugin // CNI plugins after vxlan-cni
+	Network string   // configuration that Start stores; empty: the constant Network
 }
 
 // A Cluster is a lab with an etcd and a container runtime on each node.
@@ -75,7 +77,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	}
 	err = c.StartEtcd()
 	if err == nil {
-		err = c.Put(ctx, "config", Network)
+		err = c.Put(ctx, "config", cmp.Or(o.Network, Network))
 	}
 	if err == nil {
 		err = c.StartDaemons(ctx)

@@ -1,0 +1,6 @@
+//go:build race
+
+package e2e
+
+// raced: the daemons under test are built as the tests are.
+const raced = true
