@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -51,6 +52,11 @@ func New(o Options) (*Cluster, error) {
 	bin, err := filepath.Abs(o.Bin)
 	if err != nil {
 		return nil, err
+	}
+	for _, name := range []string{"overlayd", "overlayctl", "vxlan-cni"} {
+		if _, err := os.Stat(filepath.Join(bin, name)); err != nil {
+			return nil, fmt.Errorf("%w; is it built?", err)
+		}
 	}
 	o.Daemon = filepath.Join(bin, "overlayd")
 	l, err := netlab.New(o.Options)

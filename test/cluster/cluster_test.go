@@ -3,6 +3,8 @@ package cluster
 import (
 	"context"
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,7 +18,16 @@ func TestMain(m *testing.M) {
 
 func TestEtcdKeepsItsDataOverAKill(t *testing.T) {
 	netlab.NeedRoot(t)
-	c, err := New(Options{Options: netlab.Options{Name: "etcd", Nodes: 1}})
+	bin := t.TempDir() // etcd is all that this test runs
+	if _, err := New(Options{Bin: bin}); err == nil || !strings.Contains(err.Error(), "overlayd") {
+		t.Errorf("without binaries: %v", err)
+	}
+	for _, name := range []string{"overlayd", "overlayctl", "vxlan-cni"} {
+		if err := os.WriteFile(filepath.Join(bin, name), nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := New(Options{Bin: bin, Options: netlab.Options{Name: "etcd", Nodes: 1}})
 	if err != nil {
 		t.Fatal(err)
 	}
