@@ -42,9 +42,13 @@ var (
 	// be attached in.
 	ErrNetns = errors.New("want the path of a pod's network namespace")
 
-	// ErrExists says that the pod has an interface of that name already, or
-	// that the container is attached under it.
+	// ErrExists says that the pod has an interface of that name already, and
+	// not from us.
 	ErrExists = errors.New("exists already")
+
+	// ErrAttached says that the container is attached under that name already.
+	// That attachment was left as it is.
+	ErrAttached = errors.New("is attached already")
 )
 
 // Attach makes the pair, sets the pod's end up, and hangs the node's end on
@@ -154,7 +158,7 @@ func (a Attachment) createPair(c *rtnl.Conn, ns, bridge int) (Result, error) {
 // whatExists tells which end's name was taken: the kernel says the same of both.
 func (a Attachment) whatExists(c *rtnl.Conn, host string) error {
 	if _, found, err := findLink(c, host); err == nil && found {
-		return fmt.Errorf("attachment %s of container %s (link %s): %w", a.IfName, a.Container, host, ErrExists)
+		return fmt.Errorf("interface %s of container %s (link %s): %w", a.IfName, a.Container, host, ErrAttached)
 	}
 	return fmt.Errorf("interface %s in %s: %w", a.IfName, a.Netns, ErrExists)
 }

@@ -50,6 +50,17 @@ func port(l link) Port {
 	return p
 }
 
+// Attached says whether there is a link for that attachment.
+func Attached(container, ifname string) (bool, error) {
+	c, err := rtnl.Dial()
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = c.Close() }()
+	_, found, err := findLink(c, HostName(container, ifname))
+	return found, err
+}
+
 // Detach removes the pair of which ifname is the pod's end, wherever the pod's
 // namespace is or was. One that is not there is a success, and found is false.
 func Detach(container, ifname string) (found bool, err error) {

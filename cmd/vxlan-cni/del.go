@@ -1,0 +1,41 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+
+	"github.com/vxlan-cni/vxlan-cni/pkg/ipam"
+	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
+)
+
+// delBound is how long DEL waits for locks; removing a link takes the kernel
+// some 20 ms on top.
+const delBound = 8 * time.Second
+
+// del detaches a pod. It needs neither node file, nor previous result, nor the
+// pod's namespace, for any of these may be gone; and what is gone already, or
+// never was, is a success.
+func del(args *skel.CmdArgs) error {
+	conf, err := parse(args.StdinData)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), delBound)
+	defer cancel()
+	return retryable(detach(ctx, conf.RunDir, ipam.Key{Container: args.ContainerID, IfName: args.IfName}))
+}
+
+// detach removes the link and then gives the slot up: after a failure there is
+// still something that leads a later DEL or GC here.
+func detach(ctx context.Context, dir string, key ipam.Key) error {
+	if _, err := pod.Detach(key.Container, key.IfName); err != nil {
+		return explain(fmt.Errorf("detach %s of container %s: %w", key.IfName, key.Container, err))
+	}
+	if _, err := ipam.ReleaseAll(ctx, dir, key); err != nil {
+		return explain(fmt.Errorf("release addresses of %s of container %s: %w", key.IfName, key.Container, err))
+	}
+	return nil
+}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/vxlan-cni/vxlan-cni/pkg/ipam"
+	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
+)
+
+// gcBound is how long GC may take; the next one goes on where it stopped.
+const gcBound = 60 * time.Second
+
+// gc removes the links and slots of this network that belong to no attachment
+// that the runtime lists. It attempts all and reports at the end.
+func gc(args *skel.CmdArgs) error {
+	conf, err := parse(args.StdinData)
+	if err != nil {
+		return err
+	}
+	list, ok, err := conf.attachments()
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fail(types.ErrInvalidNetworkConfig, "cni.dev/valid-attachments: missing; GC would remove every attachment")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), gcBound)
+	defer cancel()
+	ports, err := pod.List()
+	if err != nil {
+		return explain(err)
+	}
+	slots, err := ipam.List(ctx, conf.RunDir)
+	// A slot file that cannot be read must not keep the links of others.
+	errs := []error{err}
+	for _, stale := range staleAttachments(conf.Name, list, ports, slots) {
+		errs = append(errs, stale.remove(ctx, conf.RunDir))
+	}
+	return retryable(explain(errors.Join(errs...)))
+}
+
+// A stale attachment is one that nobody wants any more. One of the two may be
+// missing: a link that tells no container, or a slot without a link.
+type stale struct {
+	link string
+	key  ipam.Key
+}
+
+func (s stale) remove(ctx context.Context, dir string) error {
+	if s.link != "" {
+		if _, err := pod.Remove(s.link); err != nil {
+			return err
+		}
+	}
+	if s.key == (ipam.Key{}) {
+		return nil
+	}
+	if _, err := ipam.ReleaseAll(ctx, dir, s.key); err != nil {
+		return fmt.Errorf("release addresses of %s of container %s: %w", s.key.IfName, s.key.Container, err)
+	}
+	return nil
+}
+
+// staleAttachments compares what is there with what is valid. The list is that
+// of one network, so links of another stay, and slots that belong to them. A
+// slot without a link is a leak whoever left it.
+func staleAttachments(network string, list []types.GCAttachment, ports []pod.Port, slots []ipam.Entry) []stale {
+	valid, keep := map[string]bool{}, map[ipam.Key]bool{}
+	for _, a := range list {
+		valid[pod.HostName(a.ContainerID, a.IfName)] = true
+		keep[ipam.Key{Container: a.ContainerID, IfName: a.IfName}] = true
+	}
+	var found []stale
+	for _, p := range ports {
+		key := ipam.Key{Container: p.Container, IfName: p.IfName}
+		switch {
+		case valid[p.HostName]:
+		case p.Container != "" && p.Network != network:
+			keep[key] = true
+		default:
+			found = append(found, stale{link: p.HostName, key: key})
+			keep[key] = true // found once is enough
+		}
+	}
+	for _, s := range slots {
+		if !keep[s.Key] {
+			found = append(found, stale{key: s.Key})
+		}
+	}
+	return found
+}
