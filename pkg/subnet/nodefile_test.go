@@ -192,7 +192,7 @@ func TestParseNodeFileErrors(t *testing.T) {
 		{with(`"node-1"`, `""`), `byte 19: node: missing`},
 		{with(`"node":"node-1",`, ``), `node: missing`},
 		{with(`"node-1"`, `"a\tb"`), `byte 19: Node "a\tb": want`},
-		{with(nets, `[]`), `byte 38: networks: none`},
+		{with(nets, `[]`), `byte 39: networks: none`},
 		{with(nets, `null`), `networks: none`},
 		{with(nets, `"10.244.0.0/16"`), `networks "10.244.0.0/16": want a list of strings`},
 		{with(nets, `[7]`), `networks [7]: want a list of strings`},

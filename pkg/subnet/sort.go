@@ -16,7 +16,11 @@ import (
 // have seen it. Snapshot.Revision is for the caller to set. Time is n log n: 10,000
 // records take some tens of milliseconds.
 func Sort(cfg Config, node string, records []Record) Snapshot {
-	byAge := slices.SortedFunc(slices.Values(records), func(a, b Record) int {
+	byAge := make([]*Record, len(records)) // pointers, for records are large
+	for i := range records {
+		byAge[i] = &records[i]
+	}
+	slices.SortFunc(byAge, func(a, b *Record) int {
 		return cmp.Or(cmp.Compare(a.Lease.Created, b.Lease.Created), cmp.Compare(a.Key, b.Key))
 	})
 	var snap Snapshot
@@ -25,7 +29,7 @@ func Sort(cfg Config, node string, records []Record) Snapshot {
 	}
 
 	var own *Record
-	var others []Record
+	others := make([]*Record, 0, len(records))
 	for _, r := range byAge {
 		switch err := believable(cfg, node, r); {
 		case err != nil:
@@ -33,7 +37,7 @@ func Sort(cfg Config, node string, records []Record) Snapshot {
 		case !r.of(node):
 			others = append(others, r)
 		case own == nil:
-			own = &r
+			own = r
 		default:
 			ignore(r.Key, fmt.Errorf("node %s: has the older lease %s already, want one", node, own.Key))
 		}
@@ -43,11 +47,12 @@ func Sort(cfg Config, node string, records []Record) Snapshot {
 	if own != nil {
 		snap.Own = own.Lease
 		who := "this node's lease " + own.Key
-		held.add(*own, who)
+		held.add(own, who)
 		for _, v := range own.Lease.VTEPs {
 			held.underlay[v.Underlay] = who
 		}
 	}
+	snap.Peers = slices.Grow(snap.Peers, len(others))
 	for _, r := range others {
 		if err := held.conflict(r.Lease); err != nil {
 			ignore(r.Key, err)
@@ -62,11 +67,11 @@ func Sort(cfg Config, node string, records []Record) Snapshot {
 }
 
 // of says whether a record is the node's own.
-func (r Record) of(node string) bool { return node != "" && r.Lease.Node == node }
+func (r *Record) of(node string) bool { return node != "" && r.Lease.Node == node }
 
 // believable checks a record by itself. The node's own need only fit the
 // network: its endpoints may be out of date, and are about to be written anew.
-func believable(cfg Config, node string, r Record) error {
+func believable(cfg Config, node string, r *Record) error {
 	switch {
 	case r.Err != nil:
 		return r.Err
@@ -88,15 +93,15 @@ type claims struct {
 // newClaims knows the subnets of all records, none of them held. Two prefixes
 // overlap only if one contains the other, and in sorted order the one that
 // contains comes first; so a stack finds each one's parent.
-func newClaims(records []Record) *claims {
+func newClaims(records []*Record) *claims {
 	c := &claims{
 		parent:   map[netip.Prefix]netip.Prefix{},
-		holder:   map[netip.Prefix]string{},
+		holder:   make(map[netip.Prefix]string, len(records)),
 		within:   map[netip.Prefix]string{},
-		mac:      map[MAC]string{},
+		mac:      make(map[MAC]string, len(records)),
 		underlay: map[netip.Addr]string{},
 	}
-	var all []netip.Prefix
+	all := make([]netip.Prefix, 0, len(records))
 	for _, r := range records {
 		all = append(all, r.Lease.Subnets...)
 	}
@@ -116,7 +121,7 @@ func newClaims(records []Record) *claims {
 
 // add enters what a record holds. Of several that hold a part of the same
 // subnet the first is named: that is this node, if it is one of them.
-func (c *claims) add(r Record, who string) {
+func (c *claims) add(r *Record, who string) {
 	for _, s := range r.Lease.Subnets {
 		c.holder[s] = who
 		for p, ok := c.parent[s]; ok; p, ok = c.parent[p] {
@@ -167,7 +172,8 @@ func (c *claims) overlap(s netip.Prefix) (who string, taken bool) {
 // but not one for a whole network, which nobody can hold.
 func Taken(cfg Config, node string, records []Record) []netip.Prefix {
 	var taken []netip.Prefix
-	for _, r := range records {
+	for i := range records {
+		r := &records[i]
 		if r.Err == nil && r.of(node) {
 			continue
 		}
