@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/vxlan-cni/vxlan-cni/internal/api"
 	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
@@ -19,10 +21,11 @@ const (
 	// nothing was heard of it.
 	auditEvery = 60 * time.Second
 
-	// repairGap is the least time between two repairs; while somebody keeps
-	// undoing them it doubles up to repairGapMax.
-	repairGap    = 10 * time.Millisecond
-	repairGapMax = time.Second
+	// repairGap is the least time between two repairs. While somebody keeps
+	// undoing them there are repairBurst at that pace, then repairRate a second.
+	repairGap   = 10 * time.Millisecond
+	repairBurst = 20
+	repairRate  = 5
 
 	// retryFirst and retryMax bound the wait before refused changes are tried
 	// again.
@@ -52,12 +55,12 @@ type loop struct {
 	answered map[string]uint64 // node → misses
 	mtu      int
 
-	clock  schedule
-	gap    time.Duration // before the next repair
-	wait   time.Duration // before the next retry
-	misses api.MissCount
-	kernel api.Kernel
-	synced bool
+	clock   schedule
+	repairs *rate.Limiter
+	wait    time.Duration // before the next retry
+	misses  api.MissCount
+	kernel  api.Kernel
+	synced  bool
 }
 
 // run turns until ctx ends. Snapshots and queries come by channel, the kernel's
@@ -186,19 +189,17 @@ func (l *loop) heed(e vxlan.Events) {
 	if e.Overruns > 0 {
 		l.journal.event("foreign", "the kernel dropped notifications: everything is compared")
 	}
+	if !l.clock[repair].IsZero() {
+		return // it will be seen to
+	}
 	// At once, unless the last repair was a moment ago: then somebody works
-	// against us or is not finished, and every round would cost three dumps.
-	l.clock.setEarlier(repair, later(time.Now(), l.kernel.Last.Add(l.gap)))
-	if !l.clock.earliest().After(time.Now()) {
-		l.due(time.Now())
+	// against us or is not finished, and every round costs a look at all tables.
+	now := time.Now()
+	delay := max(l.repairs.ReserveN(now, 1).DelayFrom(now), repairGap-now.Sub(l.kernel.Last))
+	l.clock.set(repair, now.Add(delay))
+	if delay <= 0 {
+		l.due(now)
 	}
-}
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
 }
 
 // answer sets the entries that a miss asks for.
@@ -274,17 +275,11 @@ func (l *loop) reconcile(why string) {
 	l.publish()
 }
 
-// pace decides when the next repair and the next retry may be.
+// pace books repairs and decides when refused changes are tried again.
 func (l *loop) pace(why string, changed bool, err error) {
 	l.clock.clear(repair)
-	switch {
-	case why != "repair":
-	case changed:
+	if why == "repair" && changed {
 		l.kernel.Foreign++
-		l.gap = min(max(2*l.gap, repairGap), repairGapMax)
-	}
-	if !changed {
-		l.gap = 0
 	}
 	if err == nil {
 		l.wait = 0

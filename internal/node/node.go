@@ -15,6 +15,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 	"github.com/vxlan-cni/vxlan-cni/pkg/vxlan"
@@ -121,6 +122,7 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 		cfg: n.cfg, network: network, underlay: underlay, log: n.log, journal: &n.journal,
 		device: device, monitor: monitor, ready: n.announce, mtu: mtu,
 		retained: retention{grace: n.cfg.Grace}, answered: map[string]uint64{},
+		repairs: rate.NewLimiter(repairRate, repairBurst),
 	}
 	g.Go(func() error { return monitor.Run(ctx) })
 	g.Go(func() error { return n.manager.Run(ctx, n.offer) })

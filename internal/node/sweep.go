@@ -8,6 +8,7 @@ import (
 
 	"github.com/vxlan-cni/vxlan-cni/pkg/ipam"
 	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 )
 
 // sweepEvery is the time between two observations, and the least age of a slot
@@ -41,6 +42,10 @@ func (s sweeper) run(ctx context.Context) error {
 // sweep frees what was suspect before and still is, and returns the suspects of
 // this observation.
 func (s sweeper) sweep(ctx context.Context, before map[ipam.Key]bool, age time.Duration) map[ipam.Key]bool {
+	current, err := subnet.ReadNodeFile(s.dir)
+	if err != nil {
+		return before // no lease yet, so no pod of ours
+	}
 	ports, err := pod.List()
 	if err != nil {
 		s.log.Warn("addresses not swept", "error", err)
@@ -57,7 +62,7 @@ func (s sweeper) sweep(ctx context.Context, before map[ipam.Key]bool, age time.D
 		}
 		suspects[slot.Key] = true
 		return !before[slot.Key]
-	})
+	}, current.Subnets...)
 	if err != nil {
 		s.log.Warn("addresses not swept", "error", err)
 	}

@@ -27,19 +27,17 @@ func (n *node) status(ctx context.Context) (api.Status, error) {
 	s.Ready = s.NotReady == nil
 	var err error
 	if n.do(ctx, func(l *loop) { err = l.fill(&s) }) && err == nil && len(s.Lease.Subnets) > 0 {
-		s.Slots, err = n.slots(s.Lease.Subnets)
+		s.Slots, err = n.slots(ctx, s.Lease.Subnets)
 	}
 	return s, err
 }
 
-func (n *node) slots(subnets []netip.Prefix) (api.Slots, error) {
+func (n *node) slots(ctx context.Context, subnets []netip.Prefix) (api.Slots, error) {
 	pool, err := ipam.Open(n.cfg.RunDir, subnets)
 	if err != nil {
 		return api.Slots{}, err
 	}
 	defer func() { _ = pool.Close() }()
-	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
-	defer cancel()
 	u, err := pool.Usage(ctx)
 	return api.Slots{Total: u.Total, Held: u.Held, Resting: u.Resting}, err
 }
