@@ -17,6 +17,9 @@ import (
 const storeArg = "-store"
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "--run-dir" {
+		os.Exit(standIn(os.Args[1:]))
+	}
 	if len(os.Args) > 1 && os.Args[1] == storeArg {
 		os.Exit(store())
 	}

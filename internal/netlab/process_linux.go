@@ -58,16 +58,6 @@ func (p Process) Alive() bool {
 	return at != 0 && at == p.Start && state != 'Z'
 }
 
-// Signal sends sig; a process that has ended is no error.
-func (p Process) Signal(sig unix.Signal) error {
-	fd, err := p.open()
-	if fd < 0 || err != nil {
-		return err
-	}
-	defer func() { _ = unix.Close(fd) }()
-	return p.send(fd, sig)
-}
-
 // Stop sends SIGTERM and waits; after 5 s it sends SIGKILL, and that is an
 // error, because a process of ours must end when it is asked to.
 func (p Process) Stop() error {
