@@ -154,7 +154,7 @@ func (c *Conn) fill(reqs []*nl.NetlinkRequest, start int) int {
 			reqs[i].Flags |= unix.NLM_F_ACK
 		}
 		msg := reqs[i].Serialize()
-		if !last && len(c.out)+len(msg) >= batchBytes {
+		if !last && len(c.out)+(len(msg)+3)&^3 >= batchBytes {
 			// This one ends the batch by size: only now is it known.
 			binary.NativeEndian.PutUint16(msg[6:], uint16(reqs[i].Flags|unix.NLM_F_ACK))
 		}

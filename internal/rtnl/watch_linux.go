@@ -82,7 +82,9 @@ func (w *Watcher) Next(fn func(Notification)) error {
 	})
 	switch {
 	case err != nil:
-		return fmt.Errorf("wait for netlink notification: %w", err)
+		// Of a file without deadlines only Close ends the wait; package os
+		// does not translate the poller's own word for it here.
+		return fmt.Errorf("wait for netlink notification: %w (%w)", os.ErrClosed, err)
 	case errors.Is(rerr, unix.ENOBUFS):
 		return ErrOverrun
 	case errors.Is(rerr, unix.EINTR):

@@ -44,8 +44,17 @@ func (c Config) check() error {
 		return fmt.Errorf("VNI %d: want 1 to 16777215", c.VNI)
 	case c.Port == 0:
 		return fmt.Errorf("port 0: want 1 to 65535")
-	case !c.Local.IsValid():
-		return fmt.Errorf("local address is missing")
+	case c.MAC == MAC{} || c.MAC[0]&1 != 0:
+		return fmt.Errorf("MAC %s: want a unicast address", c.MAC)
+	case !c.Local.IsValid() || c.Local.Is4In6() || c.Local.IsUnspecified() || c.Local.IsMulticast():
+		return fmt.Errorf("local address %s: want the node's own on the underlay", c.Local)
+	case c.MTU < 0:
+		return fmt.Errorf("MTU %d: want 0 (the kernel's choice) or more", c.MTU)
+	}
+	for _, a := range c.Addrs {
+		if !a.IsValid() || a.Addr().Is4In6() {
+			return fmt.Errorf("address %s: want an IPv4 or IPv6 address with its length", a)
+		}
 	}
 	return nil
 }

@@ -20,9 +20,10 @@ type Device struct {
 	cfg  Config
 	link Link
 
-	// Keys whose entry is ours but obscured by another (a second FDB
-	// destination, a route of somebody else in front of ours). State leaves
-	// them out; Apply clears them before it sets them.
+	// Keys whose entry setting alone would not put right: a route of somebody
+	// else stands in front of ours, or an FDB entry leads to a nexthop group.
+	// State, which finds them, tells them with a value that nobody wants;
+	// Apply deletes them before it sets them.
 	obscured map[any]bool
 }
 
@@ -93,6 +94,16 @@ func (d *Device) Ensure() ([]string, error) {
 	}
 	d.link = have.Link
 	more, err := d.adjust(have)
+	did = append(did, more...)
+	if err != nil || have.inet6 || len(more) == 0 {
+		return did, err
+	}
+	// An MTU below 1280 had switched IPv6 off, and it is back with settings
+	// of its own.
+	if have, found, err = d.read(); err != nil || !found || !have.inet6 {
+		return did, err
+	}
+	more, err = d.adjust(have)
 	return append(did, more...), err
 }
 
@@ -164,9 +175,10 @@ func (d *Device) rival() (name string) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	_ = d.conn.Dump(req, func() { name = "" }, func(body []byte) {
-		l, err := netlink.LinkDeserialize(nil, body)
-		if v, ok := l.(*netlink.Vxlan); err == nil && ok && uint32(v.VxlanId) == d.cfg.VNI && v.Port == int(d.cfg.Port) {
-			name = v.Name
+		l, ok := parseLink(body)
+		// Tunnels over IPv4 and over IPv6 do not meet.
+		if ok && l.kind == "vxlan" && l.vni == d.cfg.VNI && l.port == d.cfg.Port && l.underlay6 == d.cfg.Local.Is6() {
+			name = l.name
 		}
 	})
 	return name
@@ -176,6 +188,7 @@ func (d *Device) rival() (name string) {
 // cannot express count as absent: Reconcile then sets them anew.
 func (d *Device) State() (State, error) {
 	s := Empty()
+	clear(d.obscured)
 	err := errors.Join(d.readFDB(s.FDB), d.readNeighs(s.Neighs), d.readRoutes(s.Routes))
 	return s, err
 }
@@ -224,17 +237,21 @@ func key(e Entry) any {
 func (d *Device) readFDB(fdb map[MAC]netip.Addr) error {
 	restart := func() { clear(fdb) }
 	return d.eachNeighbour(unix.AF_BRIDGE, restart, func(n neighbour) {
-		if len(n.mac) != len(MAC{}) || MAC(n.mac) == (MAC{}) {
+		// Without NTF_SELF it is a bridge's entry for the device as its port.
+		if n.flags&unix.NTF_SELF == 0 || len(n.mac) != len(MAC{}) || MAC(n.mac) == (MAC{}) {
 			return
 		}
 		mac := MAC(n.mac)
-		_, twice := fdb[mac]
 		switch {
-		case twice || n.other || n.state&permanent == 0:
-			// One of several destinations, or one with a port of its own:
-			// an invalid address differs from whatever is wanted.
+		case !n.ip.IsValid():
+			// A nexthop group: the kernel accepts an address in its place and
+			// changes nothing.
 			fdb[mac] = netip.Addr{}
 			d.obscured[mac] = true
+		case n.other || n.state&permanent == 0:
+			// It has a port of its own, or ages: an invalid address differs
+			// from whatever is wanted.
+			fdb[mac] = netip.Addr{}
 		default:
 			fdb[mac] = n.ip.Unmap()
 		}
@@ -331,12 +348,12 @@ func (d *Device) readRoutes(routes map[netip.Prefix]Route) error {
 // addressRequests returns what makes the device hold the wanted addresses.
 // Others' addresses are tolerated; ours of an earlier lease go.
 func (d *Device) addressRequests(index int) (reqs []*nl.NetlinkRequest, words string, err error) {
-	have := map[netip.Prefix]bool{} // address → ours
+	have := map[netip.Prefix]bool{} // address → ours, to keep or to remove
 	req := nl.NewNetlinkRequest(unix.RTM_GETADDR, 0)
 	req.AddData(nl.NewIfAddrmsg(unix.AF_UNSPEC))
 	err = d.conn.Dump(req, func() { clear(have) }, func(body []byte) {
 		if a, ok := parseAddress(body); ok && a.index == index {
-			have[a.prefix] = a.protocol == Protocol
+			have[a.prefix] = a.protocol == Protocol || a.protocol == kernelLinkLocal
 		}
 	})
 	if err != nil {

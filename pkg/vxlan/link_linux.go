@@ -35,6 +35,7 @@ const (
 	sizeofNdtMsg           = 4
 	nlaFNested             = 1 << 15
 	ifaProto               = 11
+	kernelLinkLocal        = 3 // IFAPROT_KERNEL_LL
 	ifaFNoDAD              = 0x02
 	sizeofInet4DevconfItem = 4
 )
@@ -48,26 +49,52 @@ type linkInfo struct {
 	forwarding bool // IPv4
 	inet6      bool // knows IPv6; false where the kernel has it switched off
 	quiet      bool // makes no IPv6 link-local address of its own
+	fresh      bool // of a notification: the link has just been made
 
-	vni      uint32
-	port     uint16
-	local    netip.Addr
-	remote   bool // has a default destination or group
-	lower    uint32
-	learning bool
-	l2miss   bool
+	vni       uint32
+	port      uint16
+	local     netip.Addr
+	underlay6 bool // encapsulates in IPv6
+	remote    bool // has a default destination or group
+	lower     uint32
+	learning  bool
+	l2miss    bool
+	extra     bool // other header formats or limits: GBP, GPE, external control, …
 }
 
 func (l linkInfo) sameTunnel(c Config) bool {
-	return l.vni == c.VNI && l.port == c.Port && l.local == c.Local && !l.remote && l.lower == 0 && !l.learning && l.l2miss
+	return l.vni == c.VNI && l.port == c.Port && l.local == c.Local && !l.remote && l.lower == 0 &&
+		!l.learning && l.l2miss && !l.extra
 }
 
+// fits reports whether l, up to its tunnel and its addresses, is what c says.
+func (l linkInfo) fits(c Config) bool {
+	return l.Up && l.MAC == c.MAC && (c.MTU == 0 || l.MTU == c.MTU) && l.alias == alias && l.forwarding && (l.quiet || !l.inet6)
+}
+
+// tunnel tells how it differs from ours, too: what is usual is left out.
 func (l linkInfo) tunnel() string {
-	return fmt.Sprintf("VNI %d port %d local %s learning %t l2miss %t", l.vni, l.port, l.local, l.learning, l.l2miss)
+	local := "any"
+	if l.local.IsValid() {
+		local = l.local.String()
+	}
+	text := fmt.Sprintf("VNI %d port %d local %s", l.vni, l.port, local)
+	for _, f := range []struct {
+		odd  bool
+		text string
+	}{
+		{l.remote, "with a default destination"}, {l.lower != 0, "bound to a link"}, {l.learning, "learning"},
+		{!l.l2miss, "without l2miss"}, {l.extra, "with options that change the format or limit the table"},
+	} {
+		if f.odd {
+			text += ", " + f.text
+		}
+	}
+	return text
 }
 
 func wantTunnel(c Config) string {
-	return fmt.Sprintf("VNI %d port %d local %s, bound to no link", c.VNI, c.Port, c.Local)
+	return fmt.Sprintf("VNI %d port %d local %s, nolearning, l2miss, bound to no link", c.VNI, c.Port, c.Local)
 }
 
 // read asks for the device by name.
@@ -92,6 +119,8 @@ func parseLink(body []byte) (l linkInfo, ok bool) {
 	}
 	l.Index = int(int32(binary.NativeEndian.Uint32(body[4:])))
 	l.Up = binary.NativeEndian.Uint32(body[8:])&unix.IFF_UP != 0
+	// The kernel says that every flag changed when it registers a device.
+	l.fresh = !l.Up && binary.NativeEndian.Uint32(body[12:]) == ^uint32(0)
 	l.kind = "device"
 	rtnl.EachAttr(body[unix.SizeofIfInfomsg:], func(kind uint16, v []byte) {
 		switch kind {
@@ -137,14 +166,23 @@ func (l *linkInfo) parseTunnel(kind uint16, v []byte) {
 		}
 	case nl.IFLA_VXLAN_LOCAL, nl.IFLA_VXLAN_LOCAL6:
 		l.local, _ = netip.AddrFromSlice(v)
+		l.underlay6 = l.underlay6 || kind == nl.IFLA_VXLAN_LOCAL6
 	case nl.IFLA_VXLAN_GROUP, nl.IFLA_VXLAN_GROUP6:
 		l.remote = true
+		l.underlay6 = l.underlay6 || kind == nl.IFLA_VXLAN_GROUP6
 	case nl.IFLA_VXLAN_LINK:
 		l.lower = u32(v)
 	case nl.IFLA_VXLAN_LEARNING:
 		l.learning = len(v) > 0 && v[0] != 0
 	case nl.IFLA_VXLAN_L2MISS:
 		l.l2miss = len(v) > 0 && v[0] != 0
+	case unix.IFLA_VXLAN_GBP, unix.IFLA_VXLAN_GPE, unix.IFLA_VXLAN_REMCSUM_NOPARTIAL:
+		l.extra = true // flags: there or not
+	case unix.IFLA_VXLAN_COLLECT_METADATA, unix.IFLA_VXLAN_VNIFILTER, unix.IFLA_VXLAN_PROXY, unix.IFLA_VXLAN_RSC,
+		unix.IFLA_VXLAN_REMCSUM_TX, unix.IFLA_VXLAN_REMCSUM_RX:
+		l.extra = l.extra || len(v) > 0 && v[0] != 0
+	case unix.IFLA_VXLAN_LIMIT:
+		l.extra = l.extra || u32(v) != 0
 	}
 }
 

@@ -3,6 +3,7 @@ package vxlan
 import (
 	"encoding/binary"
 	"errors"
+	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
@@ -98,6 +99,9 @@ type neighbour struct {
 	mac    []byte     // NDA_LLADDR; aliases the message
 	other  bool       // has a port, VNI or device of its own (FDB)
 }
+
+// macText is the MAC as ip writes it, empty if there is none.
+func (n neighbour) macText() string { return net.HardwareAddr(n.mac).String() }
 
 // parseNeighbour reads an ndmsg and its attributes.
 func parseNeighbour(body []byte) (neighbour, bool) {

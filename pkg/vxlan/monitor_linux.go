@@ -24,6 +24,7 @@ const maxChanges = 64
 type Monitor struct {
 	watcher *rtnl.Watcher
 	ready   chan struct{}
+	links   map[int]string // what was last told of each link in scope; Run's own
 
 	mu     sync.Mutex
 	scope  Scope
@@ -36,6 +37,13 @@ type Scope struct {
 	Names    []string       // links whose changes matter: the device, the bridge, the underlay
 	Ports    []uint32       // netlink port ids of our own sockets, whose changes are no news
 	Networks []netip.Prefix // routes inside them are ours to keep
+
+	// Device and Want are what the device and its tables should be. The kernel
+	// tells of links, FDB entries and IPv6 addresses without saying who asked;
+	// there what makes them as they should be is no news. The zero values make
+	// everything news. Want must not be changed afterwards.
+	Device Config
+	Want   State
 }
 
 // Events is what happened since the last Take.
@@ -53,7 +61,7 @@ func (e Events) Dirty() bool { return len(e.Changes) > 0 || e.More > 0 || e.Over
 // A Change is something that somebody else did.
 type Change struct {
 	Time time.Time
-	Port uint32 // netlink port id of who asked for it, for short tools the process id; 0: the kernel
+	Port uint32 // netlink port id of who asked for it, for short tools the process id; 0: the kernel does not say
 	Text string // in the words of ip monitor
 }
 
@@ -65,7 +73,7 @@ func Watch(scope Scope) (*Monitor, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Monitor{watcher: w, scope: scope, ready: make(chan struct{}, 1)}, nil
+	return &Monitor{watcher: w, scope: scope, ready: make(chan struct{}, 1), links: map[int]string{}}, nil
 }
 
 // SetScope replaces what is looked at.
@@ -129,9 +137,30 @@ func (m *Monitor) note(n rtnl.Notification) {
 	if slices.Contains(scope.Ports, n.Port) {
 		return
 	}
-	if text := scope.describe(n); text != "" {
+	text := scope.describe(n)
+	if text != "" && (n.Kind == unix.RTM_NEWLINK || n.Kind == unix.RTM_DELLINK) {
+		text = m.linkNews(n, text)
+	}
+	if text != "" {
 		m.add(func(e *Events) { e.change(Change{time.Now(), n.Port, text}) })
 	}
+}
+
+// linkNews returns text, what n says of a link, and "" if it was said before:
+// the kernel repeats itself whenever anything at all changes, such as a bridge
+// with each of its ports.
+func (m *Monitor) linkNews(n rtnl.Notification, text string) string {
+	l, _ := parseLink(n.Body)
+	if n.Kind == unix.RTM_DELLINK {
+		delete(m.links, l.Index)
+		return text
+	}
+	said := fmt.Sprint(text, l.alias, l.forwarding, l.quiet)
+	if m.links[l.Index] == said {
+		return ""
+	}
+	m.links[l.Index] = said
+	return text
 }
 
 func (e *Events) miss(m Miss) {
@@ -163,14 +192,22 @@ func (s Scope) describe(n rtnl.Notification) string {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		return s.describeLink(n)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		// The bridge's gateway address lies inside the networks, too.
-		a, ok := parseAddress(n.Body)
-		if !ok || a.index != s.Index && !s.inside(a.prefix) {
-			return ""
-		}
-		return verb(n, unix.RTM_DELADDR) + "address " + a.prefix.String()
+		return s.describeAddress(n)
 	}
 	return ""
+}
+
+func (s Scope) describeAddress(n rtnl.Notification) string {
+	// The bridge's gateway address lies inside the networks, too.
+	a, ok := parseAddress(n.Body)
+	if !ok || a.index != s.Index && !s.inside(a.prefix) {
+		return ""
+	}
+	wanted := slices.Contains(s.Device.Addrs, a.prefix)
+	if n.Port == 0 && a.index == s.Index && s.Device.Name != "" && wanted == (n.Kind == unix.RTM_NEWADDR) {
+		return ""
+	}
+	return verb(n, unix.RTM_DELADDR) + "address " + a.prefix.String()
 }
 
 func (s Scope) inside(p netip.Prefix) bool {
@@ -191,19 +228,48 @@ func (s Scope) describeNeighbour(n rtnl.Notification) string {
 	if !ok || nb.index != s.Index {
 		return ""
 	}
-	// The kernel's own bookkeeping of questions in flight: those are misses.
-	const inFlight = unix.NUD_INCOMPLETE | unix.NUD_FAILED
-	if n.Port == 0 && nb.state&permanent == 0 && (n.Kind == unix.RTM_NEWNEIGH || nb.state&inFlight != 0) {
+	if nb.family == unix.AF_BRIDGE {
+		return s.describeFDB(n, nb)
+	}
+	// The kernel's own bookkeeping: questions in flight (those are misses),
+	// answers that age, multicast groups.
+	if n.Port == 0 && nb.state&permanent == 0 {
 		return ""
 	}
-	mac := ""
-	if len(nb.mac) == len(MAC{}) {
-		mac = MAC(nb.mac).String()
+	// The kernel deletes in two steps. The first one, to FAILED, names who
+	// asked for it; the second does not.
+	if n.Kind == unix.RTM_DELNEIGH || nb.state&unix.NUD_FAILED != 0 {
+		return fmt.Sprintf("deleted neigh %s", nb.ip)
 	}
-	if nb.family == unix.AF_BRIDGE {
-		return fmt.Sprintf("%sfdb %s dst %s", verb(n, unix.RTM_DELNEIGH), mac, nb.ip)
+	kept := ""
+	if nb.state&permanent == 0 {
+		kept = ", not permanent"
 	}
-	return fmt.Sprintf("%sneigh %s lladdr %s", verb(n, unix.RTM_DELNEIGH), nb.ip, mac)
+	return fmt.Sprintf("set neigh %s lladdr %s%s", nb.ip, nb.macText(), kept)
+}
+
+func (s Scope) describeFDB(n rtnl.Notification, nb neighbour) string {
+	if nb.flags&unix.NTF_SELF == 0 || len(nb.mac) != len(MAC{}) {
+		return "" // a bridge's entry for the device as its port
+	}
+	dst, wanted := s.Want.FDB[MAC(nb.mac)]
+	if n.Kind == unix.RTM_DELNEIGH {
+		if !wanted && s.Want.FDB != nil {
+			return ""
+		}
+		return fmt.Sprintf("deleted fdb %s", nb.macText())
+	}
+	if wanted && dst == nb.ip && !nb.other && nb.state&permanent != 0 {
+		return ""
+	}
+	kept := ""
+	switch {
+	case nb.state&permanent == 0:
+		kept = ", not permanent"
+	case nb.other:
+		kept = ", with a port, VNI or device of its own"
+	}
+	return fmt.Sprintf("set fdb %s dst %s%s", nb.macText(), nb.ip, kept)
 }
 
 func (s Scope) describeRoute(n rtnl.Notification) string {
@@ -220,7 +286,11 @@ func (s Scope) describeRoute(n rtnl.Notification) string {
 
 func (s Scope) describeLink(n rtnl.Notification) string {
 	l, ok := parseLink(n.Body)
-	if !ok || l.Index != s.Index && !slices.Contains(s.Names, l.name) {
+	// What AF_BRIDGE tells of a link are its settings as a bridge's port.
+	if !ok || n.Body[0] == unix.AF_BRIDGE || l.Index != s.Index && !slices.Contains(s.Names, l.name) {
+		return ""
+	}
+	if n.Kind == unix.RTM_NEWLINK && l.name == s.Device.Name && (l.fits(s.Device) || l.Index != s.Index && l.fresh) {
 		return ""
 	}
 	state := "down"
