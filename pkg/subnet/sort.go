@@ -52,7 +52,6 @@ func Sort(cfg Config, node string, records []Record) Snapshot {
 			held.underlay[v.Underlay] = who
 		}
 	}
-	snap.Peers = slices.Grow(snap.Peers, len(others))
 	for _, r := range others {
 		if err := held.conflict(r.Lease); err != nil {
 			ignore(r.Key, err)

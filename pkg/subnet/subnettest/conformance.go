@@ -30,8 +30,14 @@ type Fixture struct {
 	Restart func(t *testing.T)                         // stops the store and starts it with the same content
 }
 
-// patience is how long a case waits for what must come.
-const patience = 20 * time.Second
+// patience is how long a case waits for what must come: 20 s, or half of what
+// the test has left.
+func patience(t *testing.T) time.Duration {
+	if deadline, ok := t.Deadline(); ok {
+		return min(20*time.Second, time.Until(deadline)/2)
+	}
+	return 20 * time.Second
+}
 
 // Conformance checks that a Manager does what the interface says. New makes a
 // fresh store for each case.
@@ -95,7 +101,7 @@ func request(i int) subnet.Request {
 
 func acquire(t *testing.T, m subnet.Manager, want subnet.Request) subnet.Lease {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patience(t))
 	defer cancel()
 	l, err := m.Acquire(ctx, want)
 	if err != nil {
@@ -153,7 +159,7 @@ func (r *runner) take(t *testing.T, s subnet.Snapshot) {
 // wait waits for a snapshot that ok accepts, and returns it.
 func (r *runner) wait(t *testing.T, what string, ok func(subnet.Snapshot) bool) subnet.Snapshot {
 	t.Helper()
-	deadline := time.After(patience)
+	deadline := time.After(patience(t))
 	for {
 		r.mu.Lock()
 		last, news := r.last, r.news
@@ -166,7 +172,7 @@ func (r *runner) wait(t *testing.T, what string, ok func(subnet.Snapshot) bool) 
 		case err := <-r.done:
 			t.Fatalf("Run ended with %v while waiting for %s", err, what)
 		case <-deadline:
-			t.Fatalf("no snapshot with %s after %s; the last: %+v", what, patience, last)
+			t.Fatalf("no snapshot with %s in time; the last: %+v", what, last)
 		}
 	}
 }
@@ -180,8 +186,8 @@ func (r *runner) end(t *testing.T) {
 		if err != nil {
 			t.Fatalf("Run at the end of its context: %v, want nil", err)
 		}
-	case <-time.After(patience):
-		t.Fatalf("Run does not return %s after the end of its context", patience)
+	case <-time.After(patience(t)):
+		t.Fatal("Run does not return at the end of its context")
 	}
 }
 
@@ -325,7 +331,7 @@ func testUpdate(t *testing.T, f Fixture) {
 // testRace: 60 nodes and 64 subnets; flannel fails for a good quarter.
 func testRace(t *testing.T, f Fixture) {
 	const nodes = 60
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience(t))
 	defer cancel()
 	managers := make([]subnet.Manager, nodes)
 	for i := range managers {
@@ -361,7 +367,7 @@ func testExhaustion(t *testing.T, f Fixture) {
 	for i := range 3 {
 		acquire(t, f.Manager(t), request(i))
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patience(t))
 	defer cancel()
 	if l, err := f.Manager(t).Acquire(ctx, request(3)); !errors.Is(err, subnet.ErrNoSubnet) {
 		t.Errorf("the fourth node for three subnets: %+v, %v; want %v", l, err, subnet.ErrNoSubnet)
@@ -422,7 +428,7 @@ func testNewest(t *testing.T, f Fixture) {
 		peers = append(peers, acquire(t, f.Manager(t), request(i)))
 	}
 	close(leave)
-	deadline := time.After(patience)
+	deadline := time.After(patience(t))
 	for before := int64(0); ; {
 		select {
 		case s := <-snaps:
@@ -439,7 +445,7 @@ func testNewest(t *testing.T, f Fixture) {
 }
 
 func testRunFirst(t *testing.T, f Fixture) {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patience(t))
 	defer cancel()
 	if err := f.Manager(t).Run(ctx, func(subnet.Snapshot) {}); err == nil {
 		t.Error("Run before Acquire: nil, want an error at once: there is no lease to keep")

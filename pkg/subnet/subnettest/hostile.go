@@ -108,7 +108,7 @@ func testForeign(t *testing.T, f Fixture) {
 	if own.Subnets[0] != netip.MustParsePrefix("10.244.3.0/24") {
 		t.Fatalf("got %s, want 10.244.3.0/24, the only one that no record names", own.Subnets)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patience(t))
 	defer cancel()
 	if _, err := f.Manager(t).Acquire(ctx, request(2)); !errors.Is(err, subnet.ErrNoSubnet) {
 		t.Errorf("the next node: %v, want %v", err, subnet.ErrNoSubnet)
@@ -159,7 +159,7 @@ func testOutage(t *testing.T, f Fixture) {
 	}
 	waiting := make(chan result, 1)
 	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), patience(t))
 		defer cancel()
 		l, err := m2.Acquire(ctx, request(2))
 		waiting <- result{l, err}
