@@ -156,9 +156,14 @@ func waitNodeFile(ctx context.Context, dir string) (subnet.NodeFile, error) {
 	}
 }
 
+// An acquirer is the pool of the node's slots.
+type acquirer interface {
+	Acquire(context.Context, ipam.Request) (ipam.Slot, error)
+}
+
 // acquire takes a slot. Where all that are not held rest, it waits for the one
 // that is free next, if that is within the bound.
-func acquire(ctx context.Context, pool *ipam.Pool, req ipam.Request) (slot ipam.Slot, err error) {
+func acquire(ctx context.Context, pool acquirer, req ipam.Request) (slot ipam.Slot, err error) {
 	for {
 		slot, err = pool.Acquire(ctx, req)
 		var full *ipam.ExhaustedError

@@ -40,6 +40,8 @@ func explain(err error) error {
 		return fail(types.ErrInvalidEnvironmentVariables, "CNI_NETNS: %w", err)
 	case errors.Is(err, pod.ErrAttached), errors.Is(err, pod.ErrExists):
 		return fail(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME: %w", err)
+	case errors.As(err, &bad) && bad.Field == "container id":
+		return fail(types.ErrInvalidEnvironmentVariables, "CNI_CONTAINERID: %w", err)
 	case errors.As(err, &bad):
 		return fail(types.ErrInvalidNetworkConfig, "requested %w", err)
 	case errors.As(err, &corrupt):

@@ -15,6 +15,7 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/types/create"
 
+	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 )
 
@@ -101,6 +102,9 @@ func parseStrict(data []byte) (netConf, error) {
 	c, err := parse(data)
 	if err != nil {
 		return netConf{}, err
+	}
+	if len(c.Name) > pod.MaxNetwork {
+		return netConf{}, fail(types.ErrInvalidNetworkConfig, "name: %q: want at most %d bytes", c.Name, pod.MaxNetwork)
 	}
 	raw := c.raw
 	if raw.IPMasq {

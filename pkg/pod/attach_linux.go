@@ -105,8 +105,8 @@ func (a Attachment) check() error {
 		return fmt.Errorf("container id %q: want 1 to %d bytes without slash or white space", a.Container, maxContainer)
 	case a.IfName == "" || len(a.IfName) >= unix.IFNAMSIZ || strings.ContainsAny(a.IfName, "/: \t\n"):
 		return fmt.Errorf("interface name %q: want 1 to %d bytes without slash, colon or white space", a.IfName, unix.IFNAMSIZ-1)
-	case a.Network == "" || len(a.Network) > maxNetwork || strings.ContainsAny(a.Network, " \t\n"):
-		return fmt.Errorf("network name %q: want 1 to %d bytes without white space", a.Network, maxNetwork)
+	case a.Network == "" || len(a.Network) > MaxNetwork || strings.ContainsAny(a.Network, " \t\n"):
+		return fmt.Errorf("network name %q: want 1 to %d bytes without white space", a.Network, MaxNetwork)
 	case strings.ContainsAny(a.Pod, " \t\n"):
 		return fmt.Errorf("pod %q: want <namespace>/<name> without white space", a.Pod)
 	case len(a.Addrs) == 0:

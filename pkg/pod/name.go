@@ -14,6 +14,9 @@ import (
 // mark, by which links are found. `ip link show group 0x7643` lists them.
 const Group = 0x7643
 
+// MaxNetwork is how long the name of a CNI network may be, in bytes.
+const MaxNetwork = 47
+
 const (
 	// aliasMark begins the alias (IFLA_IFALIAS) of every link of ours.
 	aliasMark = "vxlan-cni"
@@ -21,10 +24,9 @@ const (
 	// maxAlias is the kernel's IFALIASZ less the final zero (linux/if.h).
 	maxAlias = 255
 
-	// maxContainer and maxNetwork bound what must stand whole in an alias, so
-	// that a mark, an interface name of 15 bytes and four separators still fit.
+	// maxContainer bounds a container id, in bytes. Together with MaxNetwork it
+	// lets both stand whole in an alias, with an interface name of 15 bytes.
 	maxContainer = 180
-	maxNetwork   = 47
 )
 
 // HostName is the name of the node's end of the pair that is ifname in the pod:
