@@ -1,0 +1,77 @@
+# `make help` lists the targets. Needed: Go, gcc (for -race), git, iproute2.
+# Everything is built here, from the versions in go.mod, test/go.mod and
+# tools/go.mod.
+
+BIN      ?= bin
+FUZZTIME ?= 10s
+
+# Static, without the builder's paths and without symbols. -buildvcs=auto puts
+# the git revision in wherever there is a git checkout, whatever GOFLAGS says.
+GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=auto -ldflags '-s -w'
+
+LINTER := .cache/golangci-lint
+LINT   := $(CURDIR)/$(LINTER)
+
+.DEFAULT_GOAL := help
+.PHONY: help build test demo lab-down bench fuzz lint lint-selftest fmt clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build bin/vxlan-cni, bin/overlayd and bin/overlayctl
+	$(GOBUILD) -o $(BIN)/ ./cmd/...
+
+test: need-root need-ip need-gcc ## run all tests under the race detector, as root
+	CGO_ENABLED=1 go test -race ./...
+	cd test && CGO_ENABLED=1 go test -race ./...
+
+demo: build need-root need-ip ## three nodes with two pods each, all pairs reached; KEEP=1 leaves them up
+	cd test && $(GOBUILD) -o ../bin/demo ./demo
+	bin/demo
+
+lab-down: need-root ## remove what `make demo KEEP=1` left up
+	cd test && $(GOBUILD) -o ../bin/demo ./demo
+	bin/demo -down
+
+bench: build need-root need-ip ## measure, beside the reference plugins
+	cd test && $(GOBUILD) -o ../bin/bench ./bench
+	bin/bench
+
+fuzz: ## run each fuzz test for FUZZTIME (10s)
+	@set -e; grep -rl --include='*_test.go' '^func Fuzz' cmd pkg internal | while read -r file; do \
+	  sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$file" | while read -r name; do \
+	    echo "$$name in $$file"; \
+	    go test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")"; \
+	  done; \
+	done
+
+lint: lint-selftest ## vet, style and the import rules (.golangci.yml), in both modules
+	$(LINT) run ./...
+	cd test && $(LINT) run ./...
+
+lint-selftest: $(LINTER) ## show that each import rule bites
+	cd tools && GOLANGCI_LINT=$(LINT) go test -count=1 .
+
+fmt: $(LINTER) ## gofmt and goimports
+	$(LINT) fmt ./...
+	cd test && $(LINT) fmt ./...
+
+clean: ## remove what was built
+	rm -rf bin .cache
+
+# Two minutes on two cores the first time on a machine; then Go's build cache
+# has it and a fresh checkout takes seconds.
+$(LINTER): tools/go.mod tools/go.sum
+	cd tools && $(GOBUILD) -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@
+
+.PHONY: need-root need-ip need-gcc
+need-root:
+	@[ "$$(id -u)" = 0 ] || { echo "make $(MAKECMDGOALS): needs root, for network namespaces: use sudo" >&2; exit 1; }
+
+need-ip:
+	@for p in ip bridge nsenter; do command -v $$p >/dev/null || \
+	  { echo "$$p is missing: install iproute2 and util-linux" >&2; exit 1; }; done
+
+need-gcc:
+	@command -v gcc >/dev/null || { echo "gcc is missing: go test -race needs it" >&2; exit 1; }
