@@ -182,7 +182,7 @@ func wantWords(t *testing.T, what string, err error, words string) {
 	if len(rest) > 500 || strings.ContainsAny(rest, "\n\r\x00") {
 		t.Errorf("%s: error is no log line: %q", what, rest)
 	}
-	for _, w := range strings.Fields(words) {
+	for w := range strings.FieldsSeq(words) {
 		_, after, ok := strings.Cut(rest, w)
 		if !ok {
 			t.Errorf("%s: got %q, want %q in it", what, err, words)

@@ -48,39 +48,39 @@ func TestParseKeyLiberally(t *testing.T) {
 }
 
 func TestParseKeyErrors(t *testing.T) {
-	for key, words := range map[string]string{
-		"":                                     `key "": want an IPv4 subnet`,
-		"config":                               `key "config"`,
-		"10.5.52.0":                            `want an IPv4 subnet such as 10.5.52.0-24`,
-		"10.5.52.0-":                           `IPv4`,
-		"10.5.52.0-33":                         `IPv4`,
-		"10.5.52.0--1":                         `IPv4`,
-		"10.5.52.0-024":                        `IPv4`,
-		"10.5.52-24":                           `IPv4`,
-		"10.5.52.0/24":                         `IPv4`,
-		"10.5.52.0-24 ":                        `IPv4`,
-		"x10.5.52.0-24":                        `IPv4`,
-		"fd00::-64":                            `IPv4`,
-		"0.0.0.0-0":                            `IPv4`,
-		"10.5.52.0-24&":                        `want an IPv6 subnet such as fd00:1:2::-64 after &`,
-		"10.5.52.0-24&10.6.0.0-24":             `IPv6`,
-		"10.5.52.0-24&fd00::":                  `IPv6`,
-		"10.5.52.0-24&fd00::-129":              `IPv6`,
-		"10.5.52.0-24&fd00::-64&fd01::-64":     `IPv6`,
-		"10.5.52.0-24&::-0":                    `IPv6`,
-		"10.5.52.0-24&::ffff:10.0.0.0-112":     `IPv6`,
-		"10.5.52.0-24&fd00::%eth0-64":          `IPv6`,
-		"0.0.0.0-0&":                           `IPv6`,
-		"0.0.0.0-1&fd00::-64/..":               `IPv6`,
-		"10.5.52.0-24\n" + string(rune(0)):     `IPv4`,
-		string(make([]byte, 5000)) + "10.5.5.": `key`,
+	for _, c := range []struct{ key, words string }{
+		{"", `key "": want an IPv4 subnet`},
+		{"config", `key "config"`},
+		{"10.5.52.0", `want an IPv4 subnet such as 10.5.52.0-24`},
+		{"10.5.52.0-", `IPv4`},
+		{"10.5.52.0-33", `IPv4`},
+		{"10.5.52.0--1", `IPv4`},
+		{"10.5.52.0-024", `IPv4`},
+		{"10.5.52-24", `IPv4`},
+		{"10.5.52.0/24", `IPv4`},
+		{"10.5.52.0-24 ", `IPv4`},
+		{"x10.5.52.0-24", `IPv4`},
+		{"fd00::-64", `IPv4`},
+		{"0.0.0.0-0", `IPv4`},
+		{"10.5.52.0-24&", `want an IPv6 subnet such as fd00:1:2::-64 after &`},
+		{"10.5.52.0-24&10.6.0.0-24", `IPv6`},
+		{"10.5.52.0-24&fd00::", `IPv6`},
+		{"10.5.52.0-24&fd00::-129", `IPv6`},
+		{"10.5.52.0-24&fd00::-64&fd01::-64", `IPv6`},
+		{"10.5.52.0-24&::-0", `IPv6`},
+		{"10.5.52.0-24&::ffff:10.0.0.0-112", `IPv6`},
+		{"10.5.52.0-24&fd00::%eth0-64", `IPv6`},
+		{"0.0.0.0-0&", `IPv6`},
+		{"0.0.0.0-1&fd00::-64/..", `IPv6`},
+		{"10.5.52.0-24\n" + string(rune(0)), `IPv4`},
+		{string(make([]byte, 5000)) + "10.5.5.", `key`},
 	} {
-		got, err := ParseKey(key)
+		got, err := ParseKey(c.key)
 		if err == nil {
-			t.Errorf("ParseKey(%q) = %s, want an error", key, got)
+			t.Errorf("ParseKey(%q) = %s, want an error", c.key, got)
 			continue
 		}
-		wantWords(t, key, err, words)
+		wantWords(t, c.key, err, c.words)
 	}
 }
 

@@ -191,7 +191,7 @@ func TestParseNodeFileErrors(t *testing.T) {
 		{with(`"schema":1`, `"schema":1,"Schema":1`), `schema: given twice`},
 		{with(`"node-1"`, `""`), `byte 19: node: missing`},
 		{with(`"node":"node-1",`, ``), `node: missing`},
-		{with(`"node-1"`, `"a\tb"`), `byte 19: Node "a\tb": want`},
+		{with(`"node-1"`, `"a\tb"`), `byte 19: node "a\tb": want`},
 		{with(nets, `[]`), `byte 39: networks: none`},
 		{with(nets, `null`), `networks: none`},
 		{with(nets, `"10.244.0.0/16"`), `networks "10.244.0.0/16": want a list of strings`},

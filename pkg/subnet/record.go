@@ -115,7 +115,7 @@ func decodeRecord(data []byte) (Lease, error) {
 	}
 	switch {
 	case r.Schema != nil && *r.Schema != RecordSchema:
-		return Lease{}, fmt.Errorf("Schema %d: want %d", *r.Schema, RecordSchema)
+		return Lease{}, fmt.Errorf("schema %d: want %d", *r.Schema, RecordSchema)
 	case r.MTU < 0 || r.MTU > maxMTU:
 		return Lease{}, fmt.Errorf("MTU %d: want 0 to %d", r.MTU, maxMTU)
 	}
@@ -216,11 +216,11 @@ func unmarshal(data []byte, into any) error {
 func checkNode(node string) error {
 	const longest = 253 // of a Kubernetes node name: RFC 1123
 	if len(node) > longest {
-		return fmt.Errorf("Node %s: %d bytes, want at most %d", quote(node), len(node), longest)
+		return fmt.Errorf("node %s: %d bytes, want at most %d", quote(node), len(node), longest)
 	}
 	for _, r := range node {
 		if r == utf8.RuneError || !unicode.IsGraphic(r) || unicode.IsSpace(r) {
-			return fmt.Errorf("Node %s: want printable characters without spaces", quote(node))
+			return fmt.Errorf("node %s: want printable characters without spaces", quote(node))
 		}
 	}
 	return nil

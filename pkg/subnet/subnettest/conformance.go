@@ -420,7 +420,9 @@ func testNewest(t *testing.T, f Fixture) {
 	}()
 	t.Cleanup(func() {
 		cancel()
-		<-done
+		if err := <-done; err != nil {
+			t.Errorf("Run at the end of its context: %v, want nil", err)
+		}
 	})
 	<-entered
 	var peers []subnet.Lease
