@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -39,6 +40,9 @@ func parse(args []string) (*options, error) {
 	o.flags.Usage = func() {}
 	o.define()
 	if err := ff.Parse(o.flags, args, ff.WithEnvVarPrefix(envPrefix)); err != nil {
+		if inner := errors.Unwrap(err); inner != nil {
+			err = inner // without ff's account of where it was
+		}
 		return o, err
 	}
 	if o.flags.NArg() > 0 {
@@ -51,35 +55,55 @@ func (o *options) define() {
 	f, n, e := o.flags, &o.node, &o.etcd
 	f.StringVar(&n.Node, "node-id", n.Node, "stable `name` of this node; its lease follows it, whatever its address is")
 	f.StringVar(&n.RunDir, "run-dir", n.RunDir, "`folder` for node file, socket and slot files; must not survive a reboot")
-	f.StringVar(&n.Iface, "iface", "", "underlay interface by `name or address` (default: that of the default route)")
-	f.Func("public-ip", "`address` that other nodes send to (default: the underlay interface's)", func(s string) (err error) {
-		n.Public, err = netip.ParseAddr(s)
-		return err
-	})
+	f.StringVar(&n.Iface, "iface", "", "underlay interface by `name|address`; without it that of the default route")
+	f.TextVar(&n.Public, "public-ip", netip.Addr{}, "`address` that other nodes send to; without it the underlay interface's")
 	f.StringVar(&n.Device, "device", n.Device, "`name` of the VXLAN device")
 	f.StringVar(&n.Bridge, "bridge", n.Bridge, "`name` of the bridge that pods hang on")
-	f.Func("resolve", "how neighbour and FDB entries come into the kernel: `eager` (all at once) or on-miss (when the kernel asks) (default eager)", func(s string) error {
-		n.Resolve = node.Resolve(s)
-		return nil
-	})
-	f.DurationVar(&n.Grace, "grace", n.Grace, "how `long` a peer whose lease vanished keeps its entries")
+	f.StringVar((*string)(&n.Resolve), "resolve", string(n.Resolve), "`eager|on-miss`: neighbour and FDB entries all at once, or when the kernel asks for them")
+	o.duration(&n.Grace, "grace", n.Grace, "how long a peer whose lease vanished keeps its entries")
 	f.StringVar(&n.Metrics, "metrics-address", "", "serve /metrics, /healthz and the rest on this TCP `host:port` too")
-	f.Func("etcd-endpoints", "comma-separated `URLs` of etcd (default http://127.0.0.1:2379)", func(s string) error {
+	e.Endpoints = []string{defaultEndpoint}
+	f.Func("etcd-endpoints", "`URLs` of etcd, separated by commas (default "+defaultEndpoint+")", func(s string) error {
 		e.Endpoints = strings.Split(s, ",")
 		return nil
 	})
-	e.Endpoints = []string{"http://127.0.0.1:2379"}
-	f.StringVar(&e.Prefix, "etcd-prefix", "/coreos.com/network", "`key` below which configuration and leases stand")
+	f.StringVar(&e.Prefix, "etcd-prefix", etcd.DefaultPrefix, "`key` below which configuration and leases stand")
 	f.StringVar(&e.CAFile, "etcd-cafile", "", "`file` of the authority that signed etcd's certificate")
 	f.StringVar(&e.CertFile, "etcd-certfile", "", "`file` of the client certificate")
 	f.StringVar(&e.KeyFile, "etcd-keyfile", "", "`file` of the client certificate's key")
-	f.StringVar(&e.Username, "etcd-username", "", "etcd `user`")
-	f.StringVar(&e.Password, "etcd-password", "", "etcd `password`; better given as OVERLAYD_ETCD_PASSWORD")
-	f.DurationVar(&e.LeaseTTL, "lease-ttl", 24*time.Hour, "how `long` the store keeps the lease of a node that is gone")
-	f.TextVar(&o.level, "log-level", slog.LevelInfo, "`level`: debug, info, warn or error")
+	f.StringVar(&e.Username, "etcd-username", "", "`user` of etcd")
+	f.StringVar(&e.Password, "etcd-password", "", "that user's `password`; better given by the environment")
+	o.duration(&e.LeaseTTL, "lease-ttl", etcd.DefaultLeaseTTL, "how long the store keeps the lease of a node that is gone")
+	f.TextVar(&o.level, "log-level", slog.LevelInfo, "`debug|info|warn|error`")
 	f.BoolVar(&o.json, "log-json", false, "log as JSON lines")
 	f.BoolVar(&o.version, "version", false, "print the version and end")
 }
+
+const defaultEndpoint = "http://127.0.0.1:2379"
+
+// duration defines a flag whose error says what a duration looks like.
+func (o *options) duration(p *time.Duration, name string, value time.Duration, text string) {
+	*p = value
+	o.flags.Func(name, fmt.Sprintf("%s, a `duration` (default %s)", text, short(value)), func(s string) error {
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			return errors.New("want a duration such as 90s or 24h")
+		}
+		*p = d
+		return nil
+	})
+}
+
+// short writes 24h instead of 24h0m0s.
+func short(d time.Duration) string {
+	s := strings.TrimSuffix(d.String(), "0s")
+	return strings.TrimSuffix(s, "0m")
+}
+
+// flagOf gives the fields of etcd.Options the names of their flags.
+var flagOf = strings.NewReplacer("etcd: ", "", "Endpoints", "--etcd-endpoints", "Prefix", "--etcd-prefix",
+	"CAFile", "--etcd-cafile", "CertFile", "--etcd-certfile", "KeyFile", "--etcd-keyfile",
+	"Username", "--etcd-username", "Password", "--etcd-password", "LeaseTTL", "--lease-ttl")
 
 // help is the text of --help.
 func (o *options) help() string {
@@ -87,17 +111,23 @@ func (o *options) help() string {
 	b.WriteString(`overlayd keeps this node's part of the pod overlay: it leases a pod subnet, keeps
 the VXLAN device, and keeps routes, neighbours and FDB entries right.
 
-usage: overlayd [flags]
+Usage: overlayd [flags]
 
-Every flag is also an environment variable: --etcd-prefix is OVERLAYD_ETCD_PREFIX.
-A flag wins.
+Every flag is also an environment variable: --etcd-prefix is ` + envPrefix + `_ETCD_PREFIX.
+Where both are given, the flag counts.
 
+Flags:
 `)
-	o.flags.SetOutput(&b)
-	o.flags.PrintDefaults()
-	o.flags.SetOutput(io.Discard)
+	o.flags.VisitAll(func(f *flag.Flag) {
+		value, text := flag.UnquoteUsage(f)
+		fmt.Fprintf(&b, "  %s\n        %s", strings.TrimSpace("--"+f.Name+" "+value), text)
+		if f.DefValue != "" && f.DefValue != "false" {
+			fmt.Fprintf(&b, " (default %s)", strings.ToLower(f.DefValue))
+		}
+		b.WriteString("\n")
+	})
 	b.WriteString(`
-exit status: 0 after SIGTERM, 1 after a failure, 2 for a flag that cannot be
+Exit status: 0 after SIGTERM; 1 after a failure; 2 for a flag that cannot be.
 `)
 	return b.String()
 }

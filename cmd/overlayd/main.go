@@ -45,7 +45,7 @@ func run(args []string) int {
 	o.etcd.Log = log
 	manager, err := etcd.New(o.etcd)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "overlayd: %v (see overlayd --help)\n", err)
+		fmt.Fprintf(os.Stderr, "overlayd: %s (see overlayd --help)\n", flagOf.Replace(err.Error()))
 		return usage
 	}
 	log.Info("overlayd starts", "version", o.node.Version, "node", o.node.Node)

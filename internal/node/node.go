@@ -96,6 +96,7 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 		return err
 	}
 	n.log.Info("underlay", "interface", underlay.Interface, "address", underlay.Addr, "mtu", underlay.MTU, "reason", underlay.Reason)
+	n.warnOfUnsupported(network)
 	is4 := underlay.Addr.Is4()
 	mtu := network.Backend.MTU
 	if mtu == 0 {
@@ -133,6 +134,19 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 	})
 	n.waiting.Store(nil)
 	return nil
+}
+
+// warnOfUnsupported names what the network's configuration asks for and this
+// version does not do. Peers are reached through the tunnel all the same.
+func (n *node) warnOfUnsupported(c subnet.Config) {
+	for key, on := range map[string]bool{
+		"Backend.DirectRouting": c.Backend.DirectRouting, "Backend.Learning": c.Backend.Learning,
+		"Backend.GBP": c.Backend.GBP, "EnableNFTables": c.NFTables,
+	} {
+		if on {
+			n.log.Warn("configuration key is not supported yet, and ignored", "key", key)
+		}
+	}
 }
 
 // open listens before it looks, so that no change falls in between.

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestFlagsAndEnvironment(t *testing.T) {
+	t.Setenv("OVERLAYD_ETCD_PREFIX", "/from/env")
+	t.Setenv("OVERLAYD_NODE_ID", "env-node")
+	t.Setenv("OVERLAYD_LEASE_TTL", "90s")
+	o, err := parse([]string{"--node-id", "flag-node", "-resolve=on-miss", "--etcd-endpoints", "http://a:1,http://b:2", "--public-ip", "192.0.2.1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.node.Node != "flag-node" || o.etcd.Prefix != "/from/env" || o.etcd.LeaseTTL != 90*time.Second ||
+		o.node.Resolve != "on-miss" || len(o.etcd.Endpoints) != 2 || o.node.Public.String() != "192.0.2.1" {
+		t.Errorf("node %+v, etcd %+v", o.node, o.etcd)
+	}
+}
+
+func TestBadFlagsAreOneLineThatNamesThem(t *testing.T) {
+	tests := []struct {
+		args []string
+		env  [2]string
+		want []string
+	}{
+		{args: []string{"--resolve", "lazy"}, want: []string{"--resolve", `"lazy"`, "eager or on-miss"}},
+		{args: []string{"--nosuch"}, want: []string{"-nosuch", "not defined"}},
+		{args: []string{"stray"}, want: []string{`"stray"`, "flags only"}},
+		{args: []string{"--lease-ttl", "1day"}, want: []string{"-lease-ttl", `"1day"`, "such as 90s"}},
+		{args: []string{"--lease-ttl", "1s"}, want: []string{"--lease-ttl", "1s", "at least 10s"}},
+		{args: []string{"--grace", "-1s"}, want: []string{"--grace", "-1s", "0 or longer"}},
+		{args: []string{"--etcd-endpoints", "foo"}, want: []string{"--etcd-endpoints", `"foo"`, "URL such as"}},
+		{args: []string{"--etcd-certfile", "/x"}, want: []string{"--etcd-certfile", "--etcd-keyfile", "both or none"}},
+		{args: []string{"--public-ip", "300.1.1.1"}, want: []string{"-public-ip", "300.1.1.1"}},
+		{args: []string{"--device", "a-name-that-is-too-long"}, want: []string{"--device", "1 to 15 bytes"}},
+		{args: []string{"--log-level", "loud"}, want: []string{"-log-level", "loud"}},
+		{env: [2]string{"OVERLAYD_LEASE_TTL", "soon"}, want: []string{"OVERLAYD_LEASE_TTL", "such as 90s"}},
+	}
+	for _, tt := range tests {
+		name := strings.Join(append(tt.args, tt.env[0]), " ")
+		t.Run(name, func(t *testing.T) {
+			if tt.env[0] != "" {
+				t.Setenv(tt.env[0], tt.env[1])
+			}
+			code, text := stderrOf(t, func() int { return run(tt.args) })
+			if code != usage {
+				t.Errorf("exit status %d, want %d", code, usage)
+			}
+			if strings.Count(text, "\n") != 1 {
+				t.Errorf("want one line, got %q", text)
+			}
+			for _, w := range append(tt.want, "overlayd --help") {
+				if !strings.Contains(text, w) {
+					t.Errorf("%q does not say %q", text, w)
+				}
+			}
+		})
+	}
+}
+
+// stderrOf returns what fn writes to standard error.
+func stderrOf(t *testing.T, fn func() int) (int, string) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := os.Stderr
+	os.Stderr = w
+	code := fn()
+	os.Stderr = old
+	_ = w.Close()
+	var b bytes.Buffer
+	if _, err := io.Copy(&b, r); err != nil {
+		t.Fatal(err)
+	}
+	return code, b.String()
+}
+
+func TestEveryFlagIsDocumented(t *testing.T) {
+	o, err := parse([]string{"--help"})
+	if !errors.Is(err, flag.ErrHelp) {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.flags.VisitAll(func(f *flag.Flag) {
+		if !strings.Contains(o.help(), "--"+f.Name) {
+			t.Errorf("--help lacks --%s", f.Name)
+		}
+		if !strings.Contains(string(doc), "`--"+f.Name+"`") {
+			t.Errorf("docs/configuration.md lacks `--%s`", f.Name)
+		}
+	})
+}
