@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -78,14 +79,11 @@ type survey struct {
 	mine  entry // the slot that the key holds; unused if none
 	want  entry // the slot that was asked for; index noSlot if none
 	ready []candidate
-	// blocked are slots one of whose addresses another slot has: that was
-	// acquired when the node's second subnet lay elsewhere. By that slot.
-	blocked map[int]entry
 }
 
 // survey looks at all slots.
 func (l layout) survey(f *slotFile, now time.Duration, key Key, want int) (survey, error) {
-	v := survey{blocked: map[int]entry{}, want: entry{index: want}}
+	v := survey{want: entry{index: want}}
 	v.usage.Total = l.end() - firstSlot
 	err := f.scan(func(i int, r record) {
 		if r.holds(key) {
@@ -108,12 +106,6 @@ func (l layout) survey(f *slotFile, now time.Duration, key Key, want int) (surve
 			}
 		default:
 			v.ready = append(v.ready, candidate{i, r.released()})
-			return
-		}
-		for k := range 2 {
-			if j, ok := l.index(r.addr(k)); ok && j != i {
-				v.blocked[j] = r.entry()
-			}
 		}
 	})
 	return v, err
@@ -128,16 +120,19 @@ func restLeft(r record, now time.Duration) time.Duration {
 	return max(0, r.released()+Rest-now)
 }
 
-// choose returns the slot to give.
-func (v survey) choose(l layout) (candidate, error) {
+// choose returns the slot to give. The slots in others are not to be had.
+func (v survey) choose(l layout, others map[int]entry) (candidate, error) {
 	if v.want.index != noSlot {
-		return v.chooseWanted(l)
+		return v.chooseWanted(l, others)
 	}
-	ready := slices.DeleteFunc(v.ready, func(c candidate) bool {
-		_, blocked := v.blocked[c.index]
-		return blocked
-	})
+	ready := make([]candidate, 0, len(v.ready))
+	for _, c := range v.ready {
+		if _, taken := others[c.index]; !taken {
+			ready = append(ready, c)
+		}
+	}
 	if len(ready) == 0 {
+		v.usage.Held += len(v.ready)
 		return candidate{}, &ExhaustedError{l.subnets[0], v.usage}
 	}
 	return slices.MinFunc(ready, func(a, b candidate) int {
@@ -147,14 +142,42 @@ func (v survey) choose(l layout) (candidate, error) {
 
 // chooseWanted returns the slot that was asked for, also if it rests: whoever
 // names an address means the pod that had it.
-func (v survey) chooseWanted(l layout) (candidate, error) {
-	by, blocked := v.blocked[v.want.index]
+func (v survey) chooseWanted(l layout, others map[int]entry) (candidate, error) {
+	by, taken := others[v.want.index]
 	if v.want.state == held {
-		by, blocked = v.want, true
+		by, taken = v.want, true
 	}
-	if blocked {
+	if taken {
 		a := l.addrs(v.want.index)[0]
 		return candidate{}, &RequestError{"address", a.String(), fmt.Sprintf("its slot was given to %s, pod %q", by.key, by.pod)}
 	}
 	return candidate{v.want.index, v.want.released}, nil
+}
+
+// others returns what slots of the folder's other files, held or resting, have
+// an address of ours, by the slot of ours that it is: the node's lease of one
+// family may have moved, or changed its length, and the other's not.
+//
+// The files are looked at one after the other and before our own, never two
+// locks at a time. So it does not see what an ADD acquires this very moment by
+// a lease that has just been replaced.
+func (p *Pool) others(ctx context.Context) (map[int]entry, error) {
+	var taken map[int]entry
+	err := folder{p.dir, p.now}.each(ctx, func(f *slotFile) error {
+		now := p.now()
+		return f.scan(func(_ int, r record) {
+			if r.state() != held && restLeft(r, now) == 0 {
+				return
+			}
+			for k := range 2 {
+				if i, ok := p.layout.index(r.addr(k)); ok {
+					if taken == nil {
+						taken = map[int]entry{}
+					}
+					taken[i] = r.entry()
+				}
+			}
+		})
+	}, fileName(p.layout.subnets[0]))
+	return taken, err
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -50,8 +51,8 @@ type folder struct {
 	now func() time.Duration // since boot
 }
 
-// each calls fn with every slot file, locked.
-func (d folder) each(ctx context.Context, fn func(*slotFile) error) error {
+// each calls fn with every slot file, locked, but for those named except.
+func (d folder) each(ctx context.Context, fn func(*slotFile) error, except ...string) error {
 	names, err := os.ReadDir(d.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -61,7 +62,7 @@ func (d folder) each(ctx context.Context, fn func(*slotFile) error) error {
 	}
 	var errs []error
 	for _, n := range names {
-		if isFileName(n.Name()) {
+		if isFileName(n.Name()) && !slices.Contains(except, n.Name()) {
 			errs = append(errs, visitFile(ctx, filepath.Join(d.dir, n.Name()), fn))
 		}
 	}

@@ -128,6 +128,10 @@ func (p *Pool) Acquire(ctx context.Context, req Request) (s Slot, err error) {
 	if err != nil {
 		return Slot{}, err
 	}
+	others, err := p.others(ctx)
+	if err != nil {
+		return Slot{}, err
+	}
 	err = p.locked(ctx, func(f *slotFile) error {
 		now := p.now()
 		v, err := p.layout.survey(f, now, req.Key, want)
@@ -138,7 +142,7 @@ func (p *Pool) Acquire(ctx context.Context, req Request) (s Slot, err error) {
 			s = v.mine.slot(now)
 			return s.covers(req.Addrs)
 		}
-		c, err := v.choose(p.layout)
+		c, err := v.choose(p.layout, others)
 		if err != nil {
 			return err
 		}

@@ -185,7 +185,7 @@ func (r record) entry() entry {
 // check returns what is wrong with the record of slot i, or "". A record that
 // passes is exactly what its entry encodes to.
 func (r record) check(i int, first netip.Prefix) string {
-	if [recordSize]byte(r) == zero {
+	if blank(r) {
 		return ""
 	}
 	if !sealed(r) {
