@@ -19,6 +19,7 @@ type Watcher struct {
 	file *os.File
 	raw  syscall.RawConn
 	in   []byte
+	lost bool // since the queue was empty last
 }
 
 // A Notification is one multicast message.
@@ -71,14 +72,16 @@ func (w *Watcher) join(fd int, groups []int) error {
 }
 
 // Next waits for the next datagram and hands its messages to fn. It returns
-// ErrOverrun when some were lost before it, and os.ErrClosed after Close.
+// ErrOverrun when some were lost before it, and once more when what was queued
+// until then is read: in between the kernel drops without another word. After
+// Close it returns os.ErrClosed.
 func (w *Watcher) Next(fn func(Notification)) error {
 	var n int
 	var from unix.Sockaddr
 	var rerr error
 	err := w.raw.Read(func(fd uintptr) bool {
 		n, from, rerr = unix.Recvfrom(int(fd), w.in, 0)
-		return !errors.Is(rerr, unix.EAGAIN)
+		return !errors.Is(rerr, unix.EAGAIN) || w.lost
 	})
 	switch {
 	case err != nil:
@@ -86,6 +89,10 @@ func (w *Watcher) Next(fn func(Notification)) error {
 		// does not translate the poller's own word for it here.
 		return fmt.Errorf("wait for netlink notification: %w (%w)", os.ErrClosed, err)
 	case errors.Is(rerr, unix.ENOBUFS):
+		w.lost = true
+		return ErrOverrun
+	case errors.Is(rerr, unix.EAGAIN):
+		w.lost = false
 		return ErrOverrun
 	case errors.Is(rerr, unix.EINTR):
 		return nil

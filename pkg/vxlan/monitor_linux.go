@@ -33,7 +33,7 @@ type Monitor struct {
 
 // Scope says what a Monitor should look at.
 type Scope struct {
-	Index    int            // of the device; changes when it is made anew
+	Index    int            // of the device; changes when it is made anew; 0: it is not made yet
 	Names    []string       // links whose changes matter: the device, the bridge, the underlay
 	Ports    []uint32       // netlink port ids of our own sockets, whose changes are no news
 	Networks []netip.Prefix // routes inside them are ours to keep
@@ -52,7 +52,7 @@ type Events struct {
 	Received uint64             // misses before coalescing
 	Changes  []Change           // by others, oldest first, at most 64
 	More     int                // changes beyond those
-	Overruns int                // notifications were lost: everything may have changed
+	Overruns int                // notifications were lost: everything may have changed, and again later
 }
 
 // Dirty reports whether the kernel may no longer hold what it should.
@@ -204,7 +204,8 @@ func (s Scope) describeAddress(n rtnl.Notification) string {
 		return ""
 	}
 	wanted := slices.Contains(s.Device.Addrs, a.prefix)
-	if n.Port == 0 && a.index == s.Index && s.Device.Name != "" && wanted == (n.Kind == unix.RTM_NEWADDR) {
+	ours := a.index == s.Index || s.Index == 0
+	if n.Port == 0 && ours && s.Device.Name != "" && wanted == (n.Kind == unix.RTM_NEWADDR) {
 		return ""
 	}
 	return verb(n, unix.RTM_DELADDR) + "address " + a.prefix.String()
@@ -254,7 +255,7 @@ func (s Scope) describeFDB(n rtnl.Notification, nb neighbour) string {
 	}
 	dst, wanted := s.Want.FDB[MAC(nb.mac)]
 	if n.Kind == unix.RTM_DELNEIGH {
-		if !wanted && s.Want.FDB != nil {
+		if s.Want.FDB != nil && (!wanted || dst != nb.ip || nb.other) {
 			return ""
 		}
 		return fmt.Sprintf("deleted fdb %s", nb.macText())
@@ -290,7 +291,9 @@ func (s Scope) describeLink(n rtnl.Notification) string {
 	if !ok || n.Body[0] == unix.AF_BRIDGE || l.Index != s.Index && !slices.Contains(s.Names, l.name) {
 		return ""
 	}
-	if n.Kind == unix.RTM_NEWLINK && l.name == s.Device.Name && (l.fits(s.Device) || l.Index != s.Index && l.fresh) {
+	// A device that has just been made is not up yet. Either we made it, or the
+	// end of the one before it was news.
+	if n.Kind == unix.RTM_NEWLINK && l.name == s.Device.Name && (l.fresh || l.fits(s.Device)) {
 		return ""
 	}
 	state := "down"
