@@ -50,7 +50,7 @@ func leasesText(l look, leases []api.Lease) string {
 		for _, v := range lease.VTEPs {
 			underlays, macs = append(underlays, known(v.Underlay)), append(macs, v.MAC)
 		}
-		expires := "never"
+		var expires string // only its own node knows
 		if !lease.Expiry.IsZero() {
 			expires = short(lease.Expiry.Sub(l.now))
 		}
@@ -58,7 +58,7 @@ func leasesText(l look, leases []api.Lease) string {
 			notes = append(notes, "this node")
 		}
 		if lease.Reserved {
-			notes = append(notes, "reserved")
+			notes, expires = append(notes, "reserved"), "never"
 		}
 		t.add(toneIf(lease.Own, good), lease.Node, list(lease.Subnets), strings.Join(underlays, ", "),
 			strings.Join(macs, ", "), expires, fmt.Sprint(lease.Revision), strings.Join(notes, ", "))

@@ -127,10 +127,12 @@ func TestLeasesText(t *testing.T) {
 			Node: "b", Subnets: subnets("10.244.2.0/24", "fd00:2::/64"), Reserved: true, Revision: 8,
 			VTEPs: []api.VTEP{vtep("192.0.2.8", "0e:00:00:00:00:02"), vtep("2001:db8::8", "0e:00:00:00:00:03")},
 		},
+		{Node: "c", Subnets: subnets("10.244.3.0/24"), Revision: 9},
 	}), `
 NODE    SUBNETS                     UNDERLAY                MAC                                   EXPIRES IN  REVISION  NOTE
 node-a  10.244.1.0/24               192.0.2.7               0e:00:00:00:00:01                     1h0m        7         this node
 b       10.244.2.0/24, fd00:2::/64  192.0.2.8, 2001:db8::8  0e:00:00:00:00:02, 0e:00:00:00:00:03  never       8         reserved
+c       10.244.3.0/24               -                       -                                     -           9         -
 `)
 }
 
