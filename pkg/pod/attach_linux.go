@@ -53,7 +53,7 @@ var (
 
 // Attach makes the pair, sets the pod's end up, and hangs the node's end on
 // the bridge. On failure nothing is left of it.
-func Attach(a Attachment, bridge Ensured) (r Result, err error) {
+func Attach(a Attachment, bridge Ensured) (_ Result, err error) {
 	if err := a.check(); err != nil {
 		return Result{}, err
 	}
@@ -76,7 +76,8 @@ func Attach(a Attachment, bridge Ensured) (r Result, err error) {
 	}
 	defer func() { _ = inside.Close() }()
 
-	if r, err = a.createPair(host, ns, bridge.Index); err != nil {
+	r, err := a.createPair(host, ns, bridge.Index)
+	if err != nil {
 		return Result{}, err
 	}
 	success := false

@@ -98,6 +98,9 @@ var unsteady = []struct{ from, to string }{
 	{`(?m)^fe80.*\n`, ""},
 	{`(?m)^\S* ?ff00.*\n`, ""},
 	{` pref medium`, ""},
+	{`NO-CARRIER,|,LOWER_UP|,M-DOWN| linkdown`, ""}, // the carrier follows later
+	{` state (UP|DOWN|UNKNOWN|LOWERLAYERDOWN)`, ""},
+	{` priority \d+ cost \d+`, ""},
 	{` (promiscuity|allmulti|minmtu|maxmtu|numtxqueues|numrxqueues|gso_max_size|gso_max_segs|tso_max_size|tso_max_segs|gro_max_size|gso_ipv4_max_size|gro_ipv4_max_size) \d+`, ""},
 }
 
@@ -115,5 +118,5 @@ func state(t testing.TB, ns *netlab.Namespace) string {
 	for _, u := range unsteady {
 		text = regexp.MustCompile(u.from).ReplaceAllString(text, u.to)
 	}
-	return text
+	return strings.TrimSpace(text)
 }
