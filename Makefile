@@ -34,7 +34,7 @@ lab-down: need-root ## remove what `make demo KEEP=1` left up
 	bin/demo -down
 
 bench: build need-root need-ip ## measure, beside the reference plugins
-	cd test && $(GOBUILD) -o ../bin/bench ./bench
+	cd test && $(GOBUILD) -o ../bin/bench ./bench && $(GOBUILD) -o ../bin/plugins/ tool
 	bin/bench
 
 fuzz: ## run each fuzz test for FUZZTIME (10s)
