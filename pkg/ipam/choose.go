@@ -1,7 +1,6 @@
 package ipam
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -76,14 +75,15 @@ type candidate struct {
 // A survey is what Acquire sees in the file.
 type survey struct {
 	usage Usage
-	mine  entry // the slot that the key holds; unused if none
-	want  entry // the slot that was asked for; index noSlot if none
-	ready []candidate
+	mine  entry     // the slot that the key holds; unused if none
+	want  entry     // the slot that was asked for; index noSlot if none
+	best  candidate // of those that can be given, the one to give; index noSlot if none
+	taken int       // slots that only the folder's other files keep from being given
 }
 
-// survey looks at all slots.
-func (l layout) survey(f *slotFile, now time.Duration, key Key, want int) (survey, error) {
-	v := survey{want: entry{index: want}}
+// survey looks at all slots. Those in others are not to be had.
+func (l layout) survey(f *slotFile, now time.Duration, key Key, want int, others map[int]entry) (survey, error) {
+	v := survey{want: entry{index: want}, best: candidate{index: noSlot}}
 	v.usage.Total = l.end() - firstSlot
 	err := f.scan(func(i int, r record) {
 		if r.holds(key) {
@@ -93,22 +93,29 @@ func (l layout) survey(f *slotFile, now time.Duration, key Key, want int) (surve
 			v.want = r.entry()
 			v.want.index = i // an unused record does not say it
 		}
-		if i < firstSlot || i >= l.end() {
-			return
-		}
-		rest := restLeft(r, now)
-		switch {
-		case r.state() == held:
-			v.usage.Held++
-		case rest > 0:
-			if v.usage.Resting++; v.usage.Resting == 1 || rest < v.usage.Next {
-				v.usage.Next = rest
-			}
-		default:
-			v.ready = append(v.ready, candidate{i, r.released()})
+		if i >= firstSlot && i < l.end() {
+			v.count(candidate{i, r.released()}, r.state(), restLeft(r, now), others)
 		}
 	})
 	return v, err
+}
+
+// count adds a slot, which comes after those of lower index.
+func (v *survey) count(c candidate, state byte, rest time.Duration, others map[int]entry) {
+	switch {
+	case state == held:
+		v.usage.Held++
+	case rest > 0:
+		if v.usage.Resting++; v.usage.Resting == 1 || rest < v.usage.Next {
+			v.usage.Next = rest
+		}
+	default:
+		if _, ok := others[c.index]; ok {
+			v.taken++
+		} else if v.best.index == noSlot || c.released < v.best.released {
+			v.best = c
+		}
+	}
 }
 
 // restLeft returns how long a slot still rests; 0 if it does not. A time of
@@ -120,24 +127,16 @@ func restLeft(r record, now time.Duration) time.Duration {
 	return max(0, r.released()+Rest-now)
 }
 
-// choose returns the slot to give. The slots in others are not to be had.
+// choose returns the slot to give.
 func (v survey) choose(l layout, others map[int]entry) (candidate, error) {
-	if v.want.index != noSlot {
+	switch {
+	case v.want.index != noSlot:
 		return v.chooseWanted(l, others)
-	}
-	ready := make([]candidate, 0, len(v.ready))
-	for _, c := range v.ready {
-		if _, taken := others[c.index]; !taken {
-			ready = append(ready, c)
-		}
-	}
-	if len(ready) == 0 {
-		v.usage.Held += len(v.ready)
+	case v.best.index == noSlot:
+		v.usage.Held += v.taken
 		return candidate{}, &ExhaustedError{l.subnets[0], v.usage}
 	}
-	return slices.MinFunc(ready, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(a.released, b.released), cmp.Compare(a.index, b.index))
-	}), nil
+	return v.best, nil
 }
 
 // chooseWanted returns the slot that was asked for, also if it rests: whoever

@@ -188,7 +188,12 @@ func (s *slotFile) scan(visit func(i int, r record)) error {
 	if s.buf == nil {
 		s.buf = make([]byte, min(size/recordSize*recordSize, chunkBytes))
 	}
-	for at := int64(0); at < size; at += int64(len(s.buf)) {
+	for at := int64(0); at < size; {
+		if at > 0 {
+			if at = s.skipHole(at, size, visit); at == size {
+				break
+			}
+		}
 		b := s.buf[:min(int64(len(s.buf)), size-at)]
 		if n, err := s.f.ReadAt(b, at); errors.Is(err, io.EOF) {
 			return s.corrupt(at+int64(n), "shrank while it was read")
@@ -203,8 +208,27 @@ func (s *slotFile) scan(visit func(i int, r record)) error {
 		if err := s.visitChunk(b, at, visit); err != nil {
 			return err
 		}
+		at += int64(len(b))
 	}
 	return nil
+}
+
+// skipHole visits the slots from offset at on of which the file system says
+// that nothing was ever written to them, and returns where it ends. Of the
+// largest file that is nearly all.
+func (s *slotFile) skipHole(at, size int64, visit func(i int, r record)) int64 {
+	data, err := unix.Seek(int(s.f.Fd()), at, unix.SEEK_DATA)
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		data = size
+	case err != nil:
+		return at // it cannot tell
+	}
+	data = min(data/recordSize*recordSize, size)
+	for ; at < data; at += recordSize {
+		visit(int(at/recordSize)-1, zero[:])
+	}
+	return at
 }
 
 // readHeader checks the header, the file's name and its size.

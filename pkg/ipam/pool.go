@@ -134,7 +134,7 @@ func (p *Pool) Acquire(ctx context.Context, req Request) (s Slot, err error) {
 	}
 	err = p.locked(ctx, func(f *slotFile) error {
 		now := p.now()
-		v, err := p.layout.survey(f, now, req.Key, want)
+		v, err := p.layout.survey(f, now, req.Key, want, others)
 		if err != nil {
 			return err
 		}
@@ -205,7 +205,7 @@ func (p *Pool) Cancel(ctx context.Context, s Slot) error {
 // Usage counts the slots.
 func (p *Pool) Usage(ctx context.Context) (u Usage, err error) {
 	err = p.locked(ctx, func(f *slotFile) error {
-		v, err := p.layout.survey(f, p.now(), Key{}, noSlot)
+		v, err := p.layout.survey(f, p.now(), Key{}, noSlot, nil)
 		u = v.usage
 		return err
 	})
