@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -55,6 +56,7 @@ type loop struct {
 	answered map[string]uint64 // node → misses
 	mtu      int
 
+	heard   []vxlan.Change // by others since the last comparison
 	clock   schedule
 	repairs *rate.Limiter
 	wait    time.Duration // before the next retry
@@ -102,9 +104,9 @@ func (l *loop) leave() error {
 
 // take makes the newest snapshot the wanted state.
 func (l *loop) take(s subnet.Snapshot) {
-	moved := !sameSubnets(l.snapshot.Own, s.Own)
+	moved := !slices.Equal(l.snapshot.Own.Subnets, s.Own.Subnets)
 	for _, i := range s.Ignored {
-		if !containsIgnored(l.snapshot.Ignored, i) {
+		if !slices.Contains(l.snapshot.Ignored, i) {
 			l.log.Warn("stored record ignored", "key", i.Key, "reason", i.Reason)
 			l.journal.event("lease", "ignored "+i.Key+": "+i.Reason)
 		}
@@ -183,9 +185,7 @@ func (l *loop) heed(e vxlan.Events) {
 	if !e.Dirty() {
 		return
 	}
-	for _, c := range e.Changes {
-		l.journal.event("foreign", fmt.Sprintf("%s (netlink port %d)", c.Text, c.Port))
-	}
+	l.heard = append(l.heard, e.Changes...)
 	if e.Overruns > 0 {
 		l.journal.event("foreign", "the kernel dropped notifications: everything is compared")
 	}
@@ -213,10 +213,9 @@ func (l *loop) answer(m vxlan.Miss, read time.Time) {
 	} else {
 		told.MAC = m.MAC.String()
 	}
-	switch {
-	case ops == nil:
+	if ops == nil {
 		l.misses.Unknown++
-	default:
+	} else {
 		err := l.device.Apply(ops)
 		l.count(ops, err)
 		told.Node, told.Answered = l.nodeOf[mac], err == nil
@@ -270,17 +269,27 @@ func (l *loop) reconcile(why string) {
 	err = errors.Join(err, berr)
 	l.kernel.Reconciles++
 	l.kernel.Last = time.Now()
+	l.blame(len(did)+len(ops) > 0)
 	l.tell(why, did, ops, err)
-	l.pace(why, len(did)+len(ops) > 0, err)
+	l.pace(err)
 	l.publish()
 }
 
-// pace books repairs and decides when refused changes are tried again.
-func (l *loop) pace(why string, changed bool, err error) {
-	l.clock.clear(repair)
-	if why == "repair" && changed {
+// blame journals what others did, if it had to be undone. Much of what is heard
+// is the kernel's own account of what we asked for.
+func (l *loop) blame(undone bool) {
+	if undone && len(l.heard) > 0 {
 		l.kernel.Foreign++
+		for _, c := range l.heard {
+			l.journal.event("foreign", fmt.Sprintf("%s (netlink port %d)", c.Text, c.Port))
+		}
 	}
+	l.heard = nil
+}
+
+// pace decides when refused changes are tried again.
+func (l *loop) pace(err error) {
+	l.clock.clear(repair)
 	if err == nil {
 		l.wait = 0
 		l.clock.clear(retry)
@@ -357,25 +366,4 @@ func (l *loop) tell(why string, did []string, ops []vxlan.Op, err error) {
 		l.log.Info("kernel holds everything again")
 		l.kernel.LastError = ""
 	}
-}
-
-func sameSubnets(a, b subnet.Lease) bool {
-	if len(a.Subnets) != len(b.Subnets) {
-		return false
-	}
-	for i := range a.Subnets {
-		if a.Subnets[i] != b.Subnets[i] {
-			return false
-		}
-	}
-	return true
-}
-
-func containsIgnored(list []subnet.Ignored, i subnet.Ignored) bool {
-	for _, have := range list {
-		if have == i {
-			return true
-		}
-	}
-	return false
 }

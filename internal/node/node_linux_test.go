@@ -232,6 +232,11 @@ func TestNodeComesUpAndFollowsTheStore(t *testing.T) {
 		t.Errorf("bridge: %s", got)
 	}
 
+	events, err := r.client.Events(t.Context())
+	if err != nil || strings.Contains(fmt.Sprint(events), "foreign") {
+		t.Errorf("our own changes are told as others': %v, %v", events, err)
+	}
+
 	put(t, store, lease("b", "10.244.78.0/24 fd00:0:0:78::/64", "192.0.2.78", 78))
 	r.inSync(2)
 	store.Delete(subnet.Key(lease("a", "10.244.77.0/24 fd00:0:0:77::/64", "192.0.2.77", 77).Subnets))
@@ -306,8 +311,12 @@ func TestTamperingIsUndone(t *testing.T) {
 				if got != strings.ReplaceAll(want, "linkdown ", "") {
 					return fmt.Errorf("tables are\n%s\nwant\n%s", got, want)
 				}
-				if link, err := try("ip -d link show overlay.1"); err != nil || !strings.Contains(link, "mtu 1450") || strings.Contains(link, "02:00:00:00:00:99") {
-					return fmt.Errorf("link is\n%s %w", link, err)
+				link, err := try("ip -d link show overlay.1")
+				if err != nil {
+					return err
+				}
+				if !strings.Contains(link, "mtu 1450") || strings.Contains(link, "02:00:00:00:00:99") {
+					return fmt.Errorf("link is\n%s", link)
 				}
 				if addrs := ip(t, "ip -br addr"); !strings.Contains(addrs, gateway) || !strings.Contains(addrs, strings.Replace(gateway, ".1/24", ".0/32", 1)) {
 					return fmt.Errorf("addresses are\n%s", addrs)
@@ -322,6 +331,9 @@ func TestTamperingIsUndone(t *testing.T) {
 	}
 	if s := r.status(); s.Kernel.Foreign == 0 {
 		t.Error("no foreign change was counted")
+	}
+	if text := fmt.Sprint(events); !strings.Contains(text, "set link overlay.1 down") || !strings.Contains(text, "deleted route 10.244.77.0/24") {
+		t.Errorf("events do not name the changes: %s", text)
 	}
 }
 
@@ -398,10 +410,11 @@ func TestForeignLinkOfTheNameIsNotTouched(t *testing.T) {
 	store := subnettest.NewStore(network(t))
 	r := start(t, store, nil)
 	eventually(t, "the error is told", func() error {
-		if s, err := r.client.Status(t.Context()); err != nil || s.Ready || !strings.Contains(s.Kernel.LastError, "not a vxlan device") {
-			return fmt.Errorf("status %+v, %v", s, err)
+		s, err := r.client.Status(t.Context())
+		if err == nil && (s.Ready || !strings.Contains(s.Kernel.LastError, "not a vxlan device")) {
+			err = fmt.Errorf("status %+v", s)
 		}
-		return nil
+		return err
 	})
 	if got := ip(t, "ip -d link show overlay.1"); !strings.Contains(got, "bridge") {
 		t.Errorf("the link became\n%s", got)

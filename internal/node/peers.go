@@ -91,10 +91,8 @@ func succeeds(l, old subnet.Lease) bool {
 		return true
 	}
 	for _, a := range l.Subnets {
-		for _, b := range old.Subnets {
-			if a.Overlaps(b) {
-				return true
-			}
+		if slices.ContainsFunc(old.Subnets, a.Overlaps) {
+			return true
 		}
 	}
 	for _, a := range l.VTEPs {
