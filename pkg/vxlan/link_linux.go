@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -125,7 +126,7 @@ func parseLink(body []byte) (l linkInfo, ok bool) {
 	rtnl.EachAttr(body[unix.SizeofIfInfomsg:], func(kind uint16, v []byte) {
 		switch kind {
 		case unix.IFLA_IFNAME:
-			l.name = nl.BytesToString(v)
+			l.name = cString(v)
 		case unix.IFLA_ADDRESS:
 			if len(v) == len(MAC{}) {
 				l.MAC = MAC(v)
@@ -133,7 +134,7 @@ func parseLink(body []byte) (l linkInfo, ok bool) {
 		case unix.IFLA_MTU:
 			l.MTU = int(u32(v))
 		case unix.IFLA_IFALIAS:
-			l.alias = nl.BytesToString(v)
+			l.alias = cString(v)
 		case unix.IFLA_LINKINFO:
 			l.parseInfo(v)
 		case unix.IFLA_AF_SPEC:
@@ -147,7 +148,7 @@ func (l *linkInfo) parseInfo(b []byte) {
 	rtnl.EachAttr(b, func(kind uint16, v []byte) {
 		switch kind {
 		case unix.IFLA_INFO_KIND:
-			l.kind = nl.BytesToString(v)
+			l.kind = cString(v)
 		case unix.IFLA_INFO_DATA:
 			if l.kind == "vxlan" {
 				rtnl.EachAttr(v, l.parseTunnel)
@@ -201,6 +202,9 @@ func (l *linkInfo) parseFamilies(b []byte) {
 		})
 	})
 }
+
+// cString is a text of the kernel's, with or without its zero byte.
+func cString(v []byte) string { return strings.TrimRight(string(v), "\x00") }
 
 func u32(v []byte) uint32 {
 	if len(v) != 4 {
