@@ -1,6 +1,7 @@
 package vxlan
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -164,6 +165,7 @@ func foreignThings(t *testing.T, ns *netlab.Namespace) func() {
 	t.Helper()
 	for _, l := range []string{
 		"ip link add br0 type bridge",
+		"ip link set br0 addrgenmode none",
 		"ip link set br0 up",
 		"ip addr add 203.0.113.1/24 dev br0",
 		"ip route add 10.244.210.0/24 via 203.0.113.9 proto static",
@@ -174,8 +176,10 @@ func foreignThings(t *testing.T, ns *netlab.Namespace) func() {
 		run(t, ns, l)
 	}
 	all := func() string {
+		// The kernel adds group entries to the FDB when it likes.
+		fdb := strings.Contains(show(t, ns, "bridge fdb show dev br0"), "02:00:00:00:00:09 ")
 		return show(t, ns, "ip -o addr show dev br0") + show(t, ns, "ip route show dev br0") + show(t, ns, "ip route show table 99") +
-			show(t, ns, "ip neigh show dev br0 nud permanent") + show(t, ns, "bridge fdb show dev br0")
+			show(t, ns, "ip neigh show dev br0 nud permanent") + fmt.Sprintf("FDB entry: %t\n", fdb)
 	}
 	before := all()
 	return func() {
