@@ -96,6 +96,10 @@ func Attach(a Attachment, bridge Ensured) (_ Result, err error) {
 	if err := run(inside, a.insideSteps(r.PodIndex, bridge.MAC)); err != nil {
 		return Result{}, fmt.Errorf("in the pod: %w", err)
 	}
+	settleAddresses(inside, a.Addrs)
+	if err := settleLinks(host, r.HostIndex, bridge.Index); err != nil {
+		return Result{}, err
+	}
 	success = true
 	return r, nil
 }

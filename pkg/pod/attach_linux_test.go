@@ -33,7 +33,7 @@ cni0 inet6 fe80::858:aff:fef4:101/64 scope link nodad  valid_lft forever preferr
 fd00:1::/64 dev cni0 proto kernel metric 256
 # ip neigh show nud permanent
 # bridge -d link
-vethb58de6d9c62@cni0: <BROADCAST,MULTICAST,UP> mtu 1450 master cni0 state forwarding
+vethb58de6d9c62@peer: <BROADCAST,MULTICAST,UP> mtu 1450 master cni0 state forwarding
  hairpin on guard off root_block off fastleave off learning on flood on mcast_flood on bcast_flood on mcast_router 1 mcast_to_unicast off neigh_suppress off vlan_tunnel off isolated off locked off`
 
 const wantPod = `# ip -o link
@@ -249,9 +249,15 @@ func TestAttachInParallel(t *testing.T) {
 }
 
 func BenchmarkAttach(b *testing.B) {
+	b.Run("IPv4", func(b *testing.B) { benchmarkAttach(b, 1) })
+	b.Run("dual-stack", func(b *testing.B) { benchmarkAttach(b, 2) })
+}
+
+func benchmarkAttach(b *testing.B, families int) {
 	node, ns := netlab.TestNamespace(b), netlab.TestNamespace(b)
 	e := ensure(b, node, testBridge())
 	a := testAttachment(ns, 7)
+	a.Addrs, a.Gateways = a.Addrs[:families], a.Gateways[:families]
 	for b.Loop() {
 		attach(b, node, a, e)
 		b.StopTimer()

@@ -77,6 +77,9 @@ func (b Bridge) ensure(c *rtnl.Conn) (Ensured, error) {
 	for _, s := range steps {
 		changes = append(changes, s.what)
 	}
+	if len(steps) > 0 {
+		settleAddresses(c, b.Gateways)
+	}
 	if !found {
 		again, err := reattach(c, l.Index)
 		changes = append(changes, again...)

@@ -83,11 +83,11 @@ func output(t testing.TB, ns *netlab.Namespace, command string) string {
 }
 
 // unsteady is what differs from run to run in the output of ip: indices of
-// links, namespace ids, MACs that the kernel drew, and link-local addresses of
+// links and names of peers, namespace ids, MACs that the kernel drew, and link-local addresses of
 // the pod, which come with a delay.
 var unsteady = []struct{ from, to string }{
 	{`(?m)^\d+: `, ""},
-	{`@if\d+`, "@peer"},
+	{`(?m)^(\S+)@\S+: `, "$1@peer: "},
 	{` link-netnsid \d+`, ""},
 	{` link-netns \S+`, ""},
 	{`[ \t]+`, " "},
