@@ -189,3 +189,27 @@ func foreignThings(t *testing.T, ns *netlab.Namespace) func() {
 		}
 	}
 }
+
+// A bridge that takes the device as a port keeps FDB entries of its own for it.
+// They show up in the same dump, and are neither ours nor ours to remove.
+func TestBridgePortEntriesAreNotOurs(t *testing.T) {
+	ns := netlab.TestNamespace(t)
+	d := openIn(t, ns, testConfig())
+	ensure(t, d)
+	want := Desired(peersOf(1, 3, 0, 0))
+	reconcile(t, d, want)
+	run(t, ns, "ip link add br0 type bridge")
+	run(t, ns, "ip link set overlay.1 master br0")
+	m := listen(t, ns, testScope(d, want))
+	read(t, m)
+	run(t, ns, "bridge fdb add 02:00:00:00:00:55 dev overlay.1 master static")
+	if ops := reconcile(t, d, want); len(ops) != 0 {
+		t.Errorf("Reconcile issued %v", ops)
+	}
+	if news := barrier(t, m, ns); len(news) != 0 {
+		t.Errorf("announced were\n%s", changeTexts(news))
+	}
+	if fdb := show(t, ns, "bridge fdb show dev overlay.1"); !strings.Contains(fdb, "02:00:00:00:00:55 master br0 static") {
+		t.Errorf("the bridge's entry is gone:\n%s", fdb)
+	}
+}
