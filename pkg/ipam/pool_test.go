@@ -484,3 +484,47 @@ func TestFolderIsRemoved(t *testing.T) {
 		t.Errorf("%v, %v, want the new slot alone", held, err)
 	}
 }
+
+// The largest file is not read where nothing was ever written. Each slot is
+// seen once and in order all the same, wherever it was written to.
+func TestLargestFile(t *testing.T) {
+	c := &fakeClock{time.Hour}
+	dir := t.TempDir()
+	p := newPool(t, dir, "fd00::/64", c)
+	used := []int{2, 510, 511, 512, 4100, 30001, 50000, 65535} // one at each end of a chunk too
+	for n, i := range used {
+		if s := acquire(t, p, n, p.layout.addrs(i)[0]); s.Index != i {
+			t.Fatalf("slot %d, want %d", s.Index, i)
+		}
+	}
+	var seen, got []int
+	err := p.file.scan(func(i int, r record) {
+		if seen = append(seen, i); r.state() == held {
+			got = append(got, i)
+		}
+	})
+	if err != nil || !slices.Equal(got, used) {
+		t.Errorf("held %v, %v, want %v", got, err, used)
+	}
+	for i := range MaxSlots {
+		if i >= len(seen) || seen[i] != i {
+			t.Fatalf("%d slots were seen, %d not in its place, want each of %d once", len(seen), i, MaxSlots)
+		}
+	}
+	if s := acquire(t, p, 99); s.Index != 3 {
+		t.Errorf("slot %d, want 3", s.Index)
+	}
+	for _, i := range []int{300, 20000, 65534} {
+		b := []byte{1}
+		if _, err := p.file.f.WriteAt(b, offset(i)+300); err != nil {
+			t.Fatal(err)
+		}
+		var corrupt *CorruptError
+		if _, err := p.Usage(t.Context()); !errors.As(err, &corrupt) || corrupt.Offset != offset(i) {
+			t.Errorf("error %v, want one at offset %d", err, offset(i))
+		}
+		if _, err := p.file.f.WriteAt([]byte{0}, offset(i)+300); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

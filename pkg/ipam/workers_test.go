@@ -265,7 +265,9 @@ type child struct {
 func start(t *testing.T, role, dir string, boot time.Duration) *child {
 	t.Helper()
 	c := &child{Cmd: exec.Command(os.Args[0])}
-	c.Env = append(os.Environ(), roleVariable+"="+role, dirVariable+"="+dir, fmt.Sprintf("%s=%d", bootVariable, boot))
+	c.Env = append(os.Environ(),
+		"GORACE=atexit_sleep_ms=0", // else one with -race sleeps for a second when it ends
+		roleVariable+"="+role, dirVariable+"="+dir, fmt.Sprintf("%s=%d", bootVariable, boot))
 	c.Stdout, c.Stderr = &c.out, &c.err
 	in, err := c.StdinPipe()
 	if err == nil {
