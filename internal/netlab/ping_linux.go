@@ -106,14 +106,16 @@ func Ping(ctx context.Context, n *Namespace, p Pings) (Report, error) {
 // Stop sends no more, waits for the answers that are still on their way, at
 // most Pings.Timeout, and reports. It may be called twice.
 func (g *Pinger) Stop() Report {
-	g.stopOnce.Do(func() { close(g.stop) })
-	<-g.sent
-	select {
-	case <-g.all:
-	case <-time.After(g.opts.Timeout):
-	}
-	_ = g.conn.Close()
-	<-g.read
+	g.stopOnce.Do(func() {
+		close(g.stop)
+		<-g.sent
+		select {
+		case <-g.all:
+		case <-time.After(g.opts.Timeout):
+		}
+		_ = g.conn.Close()
+		<-g.read
+	})
 	return g.Report()
 }
 

@@ -64,7 +64,7 @@ func heal(t *testing.T, n *netlab.Node, from, to *cluster.Pod, command string) {
 	r := g.Stop()
 	t.Log(r)
 	if r.Silence() > healed {
-		t.Errorf("%s: traffic was away for %v, want at most %v", command, r.Silence(), healed)
+		t.Errorf("%s: traffic was away for %v, want at most %v\n%s", command, r.Silence(), healed, story(t, n))
 	}
 	err := netlab.Eventually(healed, func() error {
 		if have := tables(t, n); have != want {
@@ -75,4 +75,29 @@ func heal(t *testing.T, n *netlab.Node, from, to *cluster.Pod, command string) {
 	if err != nil {
 		t.Errorf("%s: %v", command, err)
 	}
+}
+
+// story is what the node's daemon has to say about its latest repairs.
+func story(t *testing.T, n *netlab.Node) string {
+	t.Helper()
+	status, err := n.API().Status(t.Context())
+	if err != nil {
+		return err.Error()
+	}
+	text := fmt.Sprintf("%+v\n%+v", status.Kernel, status.Misses)
+	misses, err := n.API().Misses(t.Context())
+	if err != nil {
+		return err.Error()
+	}
+	for _, m := range misses[:min(10, len(misses))] {
+		text += fmt.Sprintf("\n%+v", m)
+	}
+	events, err := n.API().Events(t.Context())
+	if err != nil {
+		return err.Error()
+	}
+	for _, e := range events[:min(20, len(events))] {
+		text += fmt.Sprintf("\n%+v", e)
+	}
+	return text
 }

@@ -109,6 +109,46 @@ func wantApart(t *testing.T, n *netlab.Node, pods []*cluster.Pod) {
 	}
 }
 
+// When ADD returns, packets pass. The kernel starts to send on a link some time
+// after the link is up, in a worker, and until then drops. Where many processes
+// start, as on a node that starts many pods, that worker is late; a dropped ARP
+// request then costs the pod a second.
+func TestFirstPingOfAPodOnABusyNode(t *testing.T) {
+	c := startCluster(t, oneNode())
+	r := c.Runtimes[0]
+	ctx, cancel := context.WithCancel(t.Context())
+	var load sync.WaitGroup
+	defer load.Wait()
+	defer cancel()
+	for range 10 {
+		load.Go(func() {
+			for ctx.Err() == nil {
+				if err := r.Node.Command("true").Run(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	to, err := r.Add(t.Context(), "to", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 15 {
+		p, err := r.Add(t.Context(), fmt.Sprintf("p%d", i), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rep, err := netlab.Ping(t.Context(), p.NS, netlab.Pings{To: to.Addr, Count: 1, Timeout: 3 * time.Second})
+		if err != nil || rep.Lost() > 0 || rep.RTT() > 500*time.Millisecond {
+			t.Errorf("first ping of %s: %v %v", p.Name, rep, err)
+		}
+		if err := r.Delete(t.Context(), p); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // A killer runs plugins and kills each, by SIGKILL, after a random time.
 type killer struct {
 	version.PluginDecoder
@@ -217,7 +257,11 @@ func TestLibcniDrivesThePlugin(t *testing.T) {
 	if err := r.Status(ctx); err != nil {
 		t.Errorf("status: %v", err)
 	}
-	const mac, ip = "0e:11:22:33:44:55", "10.244.5.77"
+	own, err := r.Node.API().Status(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mac, ip := "0e:11:22:33:44:55", own.Lease.Subnets[0].Addr().Next().Next().Next().String()
 	p, err := r.Add(ctx, "a", map[string]any{"mac": mac, "ips": []string{ip}})
 	if err != nil {
 		t.Fatal(err)
