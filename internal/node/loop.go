@@ -250,6 +250,7 @@ func (l *loop) reconcile(why string) {
 	if len(l.snapshot.Own.Subnets) == 0 {
 		return // nothing is known of the own subnet yet
 	}
+	l.monitor.SetScope(l.scope())
 	did, err := l.device.Ensure()
 	l.kernel.Operations += uint64(len(did))
 	bridge, berr := l.bridge().Ensure()
@@ -329,6 +330,11 @@ func (l *loop) scope() vxlan.Scope {
 		Index: l.device.Link().Index,
 		Names: []string{l.cfg.Device, l.cfg.Bridge},
 		Ports: []uint32{l.device.Port()},
+		// Of links and FDB entries the kernel does not say who changed them:
+		// what is as wanted is no news. Nobody writes to l.want; derive
+		// replaces it.
+		Device: l.device.Config(),
+		Want:   l.want,
 	}
 	for _, r := range l.network.Ranges {
 		s.Networks = append(s.Networks, r.Network)
