@@ -281,7 +281,7 @@ func parseError(h header, body []byte) error {
 			return e
 		}
 		if binary.NativeEndian.Uint16(attrs[2:]) == unix.NLMSGERR_ATTR_MSG {
-			e.Message = strings.TrimRight(string(attrs[unix.SizeofRtAttr:size]), "\x00")
+			e.Message, _, _ = strings.Cut(string(attrs[unix.SizeofRtAttr:size]), "\x00")
 		}
 		attrs = attrs[min(len(attrs), (size+3)&^3):]
 	}
