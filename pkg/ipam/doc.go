@@ -25,12 +25,17 @@
 // still mean the last pod. A slot is written before the pod has a link:
 // whatever kills the plugin, what it took can be found again (see [Retain]).
 //
+// Where the lease of only one family moved, or its length changed, an old file
+// and the new one share addresses; what the old one's pods have, the new does
+// not give.
+//
 // # Damage
 //
 // Every record bears a CRC32C. Whatever is wrong with a file (torn, truncated
 // or foreign), each operation on it ends with a [CorruptError] before anything
 // is written, also one that could do without the bad record: that may hold the
 // very key or address which is asked for, and what made it may have spoilt
-// more. The other files of the folder are still served. The remedy is to drain
-// the node and delete the file.
+// more. The other files of the folder are still listed and released from, but
+// nothing new is acquired, for it might be an address of the bad file. The
+// remedy is to drain the node and delete the file.
 package ipam
