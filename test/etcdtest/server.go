@@ -13,12 +13,15 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 )
 
 // startTimeout is how long a member may take until it serves. Alone it needs
@@ -39,6 +42,9 @@ type Config struct {
 type Server struct {
 	cfg  Config
 	etcd *embed.Etcd // nil while stopped
+
+	mu   sync.Mutex
+	grpc []*grpc.Server // what etcd serves clients with; guarded by mu
 }
 
 // Start runs an etcd and waits until it serves.
@@ -55,7 +61,13 @@ func (s *Server) Start() error {
 	if err := os.MkdirAll(s.cfg.Dir, 0o700); err != nil {
 		return err
 	}
-	e, err := embed.StartEtcd(s.embedConfig())
+	c := s.embedConfig()
+	c.ServiceRegister = func(g *grpc.Server) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.grpc = append(s.grpc, g)
+	}
+	e, err := embed.StartEtcd(c)
 	if err != nil {
 		return fmt.Errorf("start etcd on %s: %w", s.cfg.Listen, err)
 	}
@@ -80,6 +92,7 @@ func (s *Server) embedConfig() *embed.Config {
 	c.Dir = filepath.Join(s.cfg.Dir, "data")
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	c.UnsafeNoFsync = true // tests outlive no power failure
+	c.BcryptCost = 4       // the least that bcrypt allows; its default takes a second under -race
 
 	// The short election time-out makes a lone member lead at once.
 	c.TickMs, c.ElectionMs = 10, 100
@@ -101,11 +114,19 @@ func (s *Server) tlsInfo() transport.TLSInfo {
 	return transport.TLSInfo{TrustedCAFile: s.cfg.CAFile, CertFile: s.cfg.CertFile, KeyFile: s.cfg.KeyFile}
 }
 
-// Stop ends the server. Its data and address stay. Stopping it twice is fine.
+// Stop ends the server and cuts all connections. Its data and address stay.
+// Stopping it twice is fine.
 func (s *Server) Stop() {
 	if s.etcd == nil {
 		return
 	}
+	// Left to itself, etcd would wait 5 s for watches to end.
+	s.mu.Lock()
+	for _, g := range s.grpc {
+		g.Stop()
+	}
+	s.grpc = nil
+	s.mu.Unlock()
 	s.etcd.Close()
 	s.etcd = nil
 }
@@ -135,10 +156,13 @@ func (s *Server) Client() (*clientv3.Client, error) {
 			return nil, err
 		}
 	}
+	// gRPC's own pauses before it connects again grow to two minutes.
+	pause := backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, MaxDelay: 200 * time.Millisecond}
 	return clientv3.New(clientv3.Config{
 		Endpoints:   []string{s.Endpoint()},
 		DialTimeout: startTimeout,
 		TLS:         tc,
 		Logger:      zap.NewNop(),
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{Backoff: pause, MinConnectTimeout: time.Second})},
 	})
 }

@@ -23,8 +23,10 @@ const (
 	pingEvery   = 30 * time.Second
 	pingTimeout = 10 * time.Second
 
-	// reconnectMax is the longest pause between two attempts to connect. gRPC's
-	// own, 120 s, would leave a node blind for that long after etcd is back.
+	// The pause between two attempts to connect grows from reconnectMin to
+	// reconnectMax. gRPC's own, 1 s to 120 s, would leave a node blind for that
+	// long after etcd is back.
+	reconnectMin = 200 * time.Millisecond
 	reconnectMax = 5 * time.Second
 )
 
@@ -160,7 +162,7 @@ func (m *Manager) connected() (*clientv3.Client, error) {
 
 func (m *Manager) clientConfig(life context.Context) clientv3.Config {
 	pause := backoff.DefaultConfig
-	pause.MaxDelay = reconnectMax
+	pause.BaseDelay, pause.MaxDelay = reconnectMin, reconnectMax
 	return clientv3.Config{
 		Endpoints: m.opts.Endpoints,
 		TLS:       m.tls,

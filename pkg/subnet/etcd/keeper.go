@@ -73,11 +73,19 @@ func (k *keeper) compareConfig(raw []byte) {
 // go on. Then the book has to be read anew.
 func (k *keeper) watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	changes, err := k.openWatch(ctx)
+	opening, err := k.openWatch(ctx)
 	if err != nil {
+		cancel()
 		return err
 	}
+	defer func() {
+		cancel()
+		<-opening // closed when its goroutine ends
+	}()
+	var changes clientv3.WatchChan // nil until etcd has answered
+	opened := opening
+	limit := time.NewTimer(watchTimeout)
+	defer limit.Stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -85,11 +93,17 @@ func (k *keeper) watch(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case changes = <-opened:
+			opened = nil
+			limit.Stop()
+			continue
+		case <-limit.C:
+			return fmt.Errorf("no watch within %s", watchTimeout)
 		case resp, ok := <-changes:
 			if err := k.apply(resp, ok); err != nil {
 				return err
 			}
-			continue // what else is there comes first; step has its own case
+			continue // what else is there comes first; the timer has its own case
 		case <-k.conn:
 			k.checkAt = time.Now()
 		case <-timer.C:
@@ -101,21 +115,21 @@ func (k *keeper) watch(ctx context.Context) error {
 }
 
 // openWatch asks for all changes after the book's revision. A watch without a
-// leader would be silent, hence WithRequireLeader.
-func (k *keeper) openWatch(ctx context.Context) (clientv3.WatchChan, error) {
+// leader would be silent, hence WithRequireLeader. Watch blocks until etcd has
+// answered, so it has a goroutine, which ends with ctx at the latest.
+func (k *keeper) openWatch(ctx context.Context) (<-chan clientv3.WatchChan, error) {
 	c, err := k.m.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	wctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	// Watch returns when etcd has answered, which may be never.
-	limit := time.AfterFunc(watchTimeout, cancel)
-	changes := c.Watch(wctx, k.m.opts.Prefix+"/", clientv3.WithPrefix(), clientv3.WithRev(k.rev+1), clientv3.WithFragment())
-	if !limit.Stop() {
-		return nil, fmt.Errorf("no watch within %s", watchTimeout)
-	}
-	context.AfterFunc(ctx, cancel)
-	return changes, nil
+	opened := make(chan clientv3.WatchChan, 1)
+	rev := k.rev + 1
+	go func() {
+		defer close(opened)
+		opened <- c.Watch(clientv3.WithRequireLeader(ctx), k.m.opts.Prefix+"/",
+			clientv3.WithPrefix(), clientv3.WithRev(rev), clientv3.WithFragment())
+	}()
+	return opened, nil
 }
 
 // apply enters a batch of changes.
