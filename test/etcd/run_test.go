@@ -236,6 +236,30 @@ func TestWipedEtcd(t *testing.T) {
 	}
 }
 
+// TestTwoNodesWithOneID: they overwrite each other's record, by mistake of
+// whoever named them, but not as fast as they can.
+func TestTwoNodesWithOneID(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, network)
+	var log journal
+	one, two := request("node-1"), request("node-1")
+	two.MTU = 1400
+	m1 := s.manager(t, func(o *etcd.Options) { o.Log = log.logger() })
+	m2 := s.manager(t, nil)
+	before := acquire(t, m1, one).Revision
+	acquire(t, m2, two)
+	r := run(t, m1)
+	run(t, m2)
+	log.has(t, "WARN", "own lease was lost or changed")
+	began := time.Now()
+	r.wait(t, "ten writes or three seconds", func(s subnet.Snapshot) bool {
+		return s.Revision > before+10 || time.Since(began) > 3*time.Second
+	})
+	if took := time.Since(began); took < 3*time.Second {
+		t.Errorf("ten writes in %s", took)
+	}
+}
+
 func TestLeaseIsRenewed(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, network)
