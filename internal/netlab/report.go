@@ -65,6 +65,16 @@ func (r Report) Silence() time.Duration {
 	return longest
 }
 
+// Stall is the longest time between two requests. Where it is far above the
+// interval the machine did not let the pinger run, and Silence says little.
+func (r Report) Stall() time.Duration {
+	var longest time.Duration
+	for i := 1; i < len(r.Echoes); i++ {
+		longest = max(longest, r.Echoes[i].Sent.Sub(r.Echoes[i-1].Sent))
+	}
+	return longest
+}
+
 // AnsweredAfter is the time from t to the first answer to a request that was
 // sent at t or later, and whether there is one.
 func (r Report) AnsweredAfter(t time.Time) (time.Duration, bool) {
@@ -81,7 +91,8 @@ func (r Report) AnsweredAfter(t time.Time) (time.Duration, bool) {
 }
 
 func (r Report) String() string {
-	s := fmt.Sprintf("%s: %d sent, %d lost, median %v, longest silence %v", r.To, r.Sent(), r.Lost(), r.RTT(), r.Silence())
+	s := fmt.Sprintf("%s: %d sent, %d lost, median %v, longest silence %v, stall %v",
+		r.To, r.Sent(), r.Lost(), r.RTT(), r.Silence(), r.Stall())
 	if r.SendError != nil {
 		s += fmt.Sprintf(", last refusal: %v", r.SendError)
 	}

@@ -47,6 +47,13 @@ func TestReport(t *testing.T) {
 			if len(r.Echoes) == 0 {
 				return
 			}
+			if r.Stall() != ms(10) {
+				t.Errorf("stall %v, want 10 ms", r.Stall())
+			}
+			r.Echoes[len(r.Echoes)-1].Sent = r.Echoes[len(r.Echoes)-1].Sent.Add(ms(50))
+			if r.Stall() != ms(60) {
+				t.Errorf("last request 50 ms late: stall %v, want 60 ms", r.Stall())
+			}
 			d, ok := r.AnsweredAfter(r.Echoes[0].Sent.Add(ms(15)))
 			if ok != c.answeredAfter15Too || ok && d != ms(c.after15) {
 				t.Errorf("answered after 15 ms: %v %t, want %v", d, ok, ms(c.after15))

@@ -41,6 +41,7 @@ func TestFaultsHeal(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			c := startCluster(t, threeNodes(), "--resolve", mode)
 			pods := addPods(t, c, "a")
+			startPings(t, pods[0], pods[1], time.Second).Stop() // in on-miss mode this brings the entries
 			n := c.Nodes[0]
 			daemon := n.Daemon()
 			for _, f := range faults {
@@ -53,16 +54,22 @@ func TestFaultsHeal(t *testing.T) {
 	}
 }
 
+// stalled is how long a pinger of 5 ms may be kept from the processor before
+// its measurement counts for nothing.
+const stalled = 250 * time.Millisecond
+
 func heal(t *testing.T, n *netlab.Node, from, to *cluster.Pod, command string) {
-	g := startPings(t, from, to, 5*time.Millisecond)
 	want := tables(t, n)
-	flush(t, n, command)
-	broken := time.Now()
-	answer(t, g, broken)
-	// A second flush by the daemon itself would show as another silence.
-	wait(t, 200*time.Millisecond)
-	r := g.Stop()
-	t.Log(r)
+	var r netlab.Report
+	// Other work on the machine can hold up the pings and the daemon alike: then
+	// once more. The third time counts, whatever it is.
+	for range 3 {
+		r = strike(t, n, from, to, command)
+		t.Log(r)
+		if r.Stall() < stalled {
+			break
+		}
+	}
 	if r.Silence() > healed {
 		t.Errorf("%s: traffic was away for %v, want at most %v\n%s", command, r.Silence(), healed, story(t, n))
 	}
@@ -75,6 +82,18 @@ func heal(t *testing.T, n *netlab.Node, from, to *cluster.Pod, command string) {
 	if err != nil {
 		t.Errorf("%s: %v", command, err)
 	}
+}
+
+// strike runs the command while the pods talk, and returns what became of their
+// talk.
+func strike(t *testing.T, n *netlab.Node, from, to *cluster.Pod, command string) netlab.Report {
+	t.Helper()
+	g := startPings(t, from, to, 5*time.Millisecond)
+	flush(t, n, command)
+	answer(t, g, time.Now())
+	// A second outage, by the repair itself, would show as another silence.
+	wait(t, 200*time.Millisecond)
+	return g.Stop()
 }
 
 // story is what the node's daemon has to say about its latest repairs.
