@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"os"
 	"strings"
 	"time"
 
@@ -14,7 +15,9 @@ import (
 
 	"github.com/vxlan-cni/vxlan-cni/internal/node"
 	"github.com/vxlan-cni/vxlan-cni/internal/version"
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/etcd"
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/kube"
 )
 
 // envPrefix makes --etcd-prefix and OVERLAYD_ETCD_PREFIX the same.
@@ -25,6 +28,8 @@ type options struct {
 	flags   *flag.FlagSet
 	node    node.Config
 	etcd    etcd.Options
+	onKube  bool // leases are Node annotations, not in etcd
+	kube    kube.Options
 	level   slog.Level
 	json    bool
 	version bool
@@ -48,7 +53,43 @@ func parse(args []string) (*options, error) {
 	if o.flags.NArg() > 0 {
 		return o, fmt.Errorf("argument %q: overlayd takes flags only", o.flags.Arg(0))
 	}
+	if o.onKube {
+		o.node.Store = "kube"
+		if name, ok := os.LookupEnv(nodeNameEnv); ok && !o.isSet("node-id") {
+			o.node.Node = name
+		}
+	}
 	return o, o.node.Check()
+}
+
+// isSet says whether a flag was given, on the command line or by environment.
+func (o *options) isSet(name string) (set bool) {
+	o.flags.Visit(func(f *flag.Flag) { set = set || f.Name == name })
+	return set
+}
+
+// A store is a Manager that has to be closed.
+type store interface {
+	subnet.Manager
+	Close() error
+}
+
+// store makes the Manager that the flags ask for. Errors name the flag.
+func (o *options) store(log *slog.Logger) (store, error) {
+	if o.onKube {
+		o.kube.Log = log
+		m, err := kube.New(o.kube)
+		if err != nil {
+			return nil, errors.New(flagOf.Replace(err.Error()))
+		}
+		return m, nil
+	}
+	o.etcd.Log = log
+	m, err := etcd.New(o.etcd)
+	if err != nil {
+		return nil, errors.New(flagOf.Replace(err.Error()))
+	}
+	return m, nil
 }
 
 func (o *options) define() {
@@ -74,10 +115,20 @@ func (o *options) define() {
 	f.StringVar(&e.Username, "etcd-username", "", "`user` of etcd")
 	f.StringVar(&e.Password, "etcd-password", "", "that user's `password`; better given by the environment")
 	o.duration(&e.LeaseTTL, "lease-ttl", etcd.DefaultLeaseTTL, "how long the store keeps the lease of a node that is gone")
+	k := &o.kube
+	f.BoolVar(&o.onKube, "kube-subnet-mgr", false, "keep the lease on the Kubernetes Node of this name instead of in etcd")
+	f.StringVar(&k.Kubeconfig, "kubeconfig-file", "", "`file` that says how to reach the API server; without it, and --kube-api-url, the pod's service account")
+	f.StringVar(&k.APIURL, "kube-api-url", "", "`URL` of the API server; counts more than the kubeconfig file's")
+	f.StringVar(&k.AnnotationPrefix, "kube-annotation-prefix", kube.DefaultAnnotationPrefix, "`prefix` of the Node annotations")
+	f.StringVar(&k.ConfigPath, "net-config-path", kube.DefaultConfigPath, "`file` of the network's configuration, with --kube-subnet-mgr")
+	f.StringVar(&k.StartupTaint, "startup-taint", "", "`key` of a taint to take off the Node once its network works, with --kube-subnet-mgr")
 	f.TextVar(&o.level, "log-level", slog.LevelInfo, "`debug|info|warn|error`")
 	f.BoolVar(&o.json, "log-json", false, "log as JSON lines")
 	f.BoolVar(&o.version, "version", false, "print the version and end")
 }
+
+// nodeNameEnv is where a DaemonSet puts the Node's name for flannel.
+const nodeNameEnv = "NODE_NAME"
 
 const defaultEndpoint = "http://127.0.0.1:2379"
 
@@ -100,8 +151,11 @@ func short(d time.Duration) string {
 	return strings.TrimSuffix(s, "0m")
 }
 
-// flagOf gives the fields of etcd.Options the names of their flags.
-var flagOf = strings.NewReplacer("etcd: ", "", "Endpoints", "--etcd-endpoints", "Prefix", "--etcd-prefix",
+// flagOf gives the fields of etcd.Options and kube.Options the names of their
+// flags.
+var flagOf = strings.NewReplacer("etcd: ", "", "kube: ", "",
+	"Kubeconfig", "--kubeconfig-file", "APIURL", "--kube-api-url", "AnnotationPrefix", "--kube-annotation-prefix",
+	"ConfigPath", "--net-config-path", "StartupTaint", "--startup-taint", "Endpoints", "--etcd-endpoints", "Prefix", "--etcd-prefix",
 	"CAFile", "--etcd-cafile", "CertFile", "--etcd-certfile", "KeyFile", "--etcd-keyfile",
 	"Username", "--etcd-username", "Password", "--etcd-password", "LeaseTTL", "--lease-ttl")
 

@@ -25,6 +25,26 @@ func TestFlagsAndEnvironment(t *testing.T) {
 	}
 }
 
+func TestNodeNameWithTheKubeStore(t *testing.T) {
+	t.Setenv("NODE_NAME", "worker-7")
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--kube-subnet-mgr"}, "worker-7"},
+		{[]string{"--kube-subnet-mgr", "--node-id", "worker-8"}, "worker-8"},
+		{[]string{"--node-id", "worker-8"}, "worker-8"},
+	} {
+		o, err := parse(tt.args)
+		if err != nil || o.node.Node != tt.want {
+			t.Errorf("%q: node %q, %v; want %q", tt.args, o.node.Node, err, tt.want)
+		}
+	}
+	if o, err := parse(nil); err != nil || o.node.Node == "worker-7" || o.node.Store != "etcd" {
+		t.Errorf("without --kube-subnet-mgr: node %q, store %q, %v", o.node.Node, o.node.Store, err)
+	}
+}
+
 func TestBadFlagsAreOneLineThatNamesThem(t *testing.T) {
 	tests := []struct {
 		args []string
@@ -39,6 +59,11 @@ func TestBadFlagsAreOneLineThatNamesThem(t *testing.T) {
 		{args: []string{"--grace", "-1s"}, want: []string{"--grace", "-1s", "0 or longer"}},
 		{args: []string{"--etcd-endpoints", "foo"}, want: []string{"--etcd-endpoints", `"foo"`, "URL such as"}},
 		{args: []string{"--etcd-certfile", "/x"}, want: []string{"--etcd-certfile", "--etcd-keyfile", "both or none"}},
+		{args: []string{"--kube-subnet-mgr", "--kube-api-url", "foo"}, want: []string{"--kube-api-url", `"foo"`, "URL such as"}},
+		{args: []string{"--kube-subnet-mgr", "--kube-annotation-prefix", "a b"}, want: []string{"--kube-annotation-prefix", `"a b"`, "a domain such as"}},
+		{args: []string{"--kube-subnet-mgr", "--startup-taint", "=x"}, want: []string{"--startup-taint", `"=x"`, "key of a taint"}},
+		{args: []string{"--kube-subnet-mgr", "--kubeconfig-file", "/nosuch"}, want: []string{"--kubeconfig-file", `"/nosuch"`, "no such file"}},
+		{args: []string{"--kube-subnet-mgr"}, want: []string{"--kubeconfig-file", "--kube-api-url", "in-cluster"}},
 		{args: []string{"--public-ip", "300.1.1.1"}, want: []string{"-public-ip", "300.1.1.1"}},
 		{args: []string{"--device", "a-name-that-is-too-long"}, want: []string{"--device", "1 to 15 bytes"}},
 		{args: []string{"--log-level", "loud"}, want: []string{"-log-level", "loud"}},

@@ -12,7 +12,6 @@ import (
 	"syscall"
 
 	"github.com/vxlan-cni/vxlan-cni/internal/node"
-	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/etcd"
 )
 
 // Exit codes.
@@ -42,10 +41,9 @@ func run(args []string) int {
 	// The second signal ends the process at once.
 	context.AfterFunc(ctx, stop)
 
-	o.etcd.Log = log
-	manager, err := etcd.New(o.etcd)
+	manager, err := o.store(log)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "overlayd: %s (see overlayd --help)\n", flagOf.Replace(err.Error()))
+		fmt.Fprintf(os.Stderr, "overlayd: %v (see overlayd --help)\n", err)
 		return usage
 	}
 	log.Info("overlayd starts", "version", o.node.Version, "node", o.node.Node)

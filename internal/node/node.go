@@ -34,6 +34,7 @@ type node struct {
 
 	waiting   atomic.Pointer[string] // what the start waits for; nil once the loop turns
 	ready     atomic.Bool
+	up        chan struct{} // closed when ready
 	snapshots chan subnet.Snapshot
 	queries   chan func()
 	loop      *loop // of the loop's goroutine alone, once it turns
@@ -55,7 +56,7 @@ func Run(ctx context.Context, cfg Config, m subnet.Manager, log *slog.Logger) er
 	defer unlock()
 	n := &node{
 		cfg: cfg, log: log, manager: m, started: time.Now(),
-		snapshots: make(chan subnet.Snapshot, 1), queries: make(chan func()),
+		up: make(chan struct{}), snapshots: make(chan subnet.Snapshot, 1), queries: make(chan func()),
 	}
 	n.wait("the store")
 	g, ctx := errgroup.WithContext(ctx)
@@ -127,6 +128,9 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 	}
 	g.Go(func() error { return monitor.Run(ctx) })
 	g.Go(func() error { return n.manager.Run(ctx, n.offer) })
+	if a, ok := n.manager.(Announcer); ok {
+		g.Go(func() error { return n.tell(ctx, a) })
+	}
 	g.Go(func() error { return sweeper{dir: n.cfg.RunDir, log: n.log, journal: &n.journal}.run(ctx) })
 	g.Go(func() error {
 		defer func() { _ = device.Close() }()
@@ -184,6 +188,7 @@ func (n *node) offer(s subnet.Snapshot) {
 // announce says once that the node is ready.
 func (n *node) announce() {
 	n.ready.Store(true)
+	close(n.up)
 	n.log.Info("ready", "after", time.Since(n.started).Round(time.Millisecond))
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
 }
