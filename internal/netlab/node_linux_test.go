@@ -41,7 +41,7 @@ func standIn(args []string) int {
 				http.Error(w, "no lease yet", http.StatusServiceUnavailable)
 				return
 			}
-			fmt.Fprintln(w, "ok", r.URL.Path)
+			_, _ = fmt.Fprintln(w, "ok", r.URL.Path)
 		}))
 	}()
 	<-term

@@ -43,7 +43,9 @@ type bench struct {
 }
 
 func main() {
-	cluster.Main()
+	if exit, asked := cluster.Serve(); asked {
+		os.Exit(exit)
+	}
 	var b bench
 	flag.StringVar(&b.bin, "bin", "bin", "folder of overlayd, overlayctl and vxlan-cni")
 	flag.StringVar(&b.plugins, "plugins", "bin/plugins", "folder of bridge and host-local")

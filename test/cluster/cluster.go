@@ -20,8 +20,10 @@ const (
 	// Network is the configuration that Start stores.
 	Network = `{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}`
 
-	// Device and Bridge are overlayd's names for the links on a node.
+	// Device is overlayd's name for the VXLAN device.
 	Device = "overlay.1"
+
+	// Bridge is overlayd's name for the bridge that pods hang on.
 	Bridge = "overlay-br0"
 )
 

@@ -12,7 +12,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	Main()
+	if exit, asked := Serve(); asked {
+		os.Exit(exit)
+	}
 	os.Exit(m.Run())
 }
 

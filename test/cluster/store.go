@@ -18,23 +18,24 @@ import (
 	"github.com/vxlan-cni/vxlan-cni/test/etcdtest"
 )
 
-// storeArg makes a program that calls Main the lab's etcd.
+// storeArg makes a program that calls Serve the lab's etcd.
 const storeArg = "-lab-etcd"
 
-// Main is to be called first in the main function, or TestMain, of a program
+// Serve is to be called first in the main function, or TestMain, of a program
 // that makes a Cluster. A Cluster's etcd is the same program, started again
 // inside the underlay's namespace: an etcd that runs in this process would
-// open its sockets on threads of any namespace. In that second process Main
-// does not return.
-func Main() {
+// open its sockets on threads of any namespace. In that second process, where
+// asked is true, Serve returns when etcd has ended, and so should the program,
+// with status exit.
+func Serve() (exit int, asked bool) {
 	if len(os.Args) < 4 || os.Args[1] != storeArg {
-		return
+		return 0, false
 	}
 	if err := serve(os.Args[2], os.Args[3]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		return 1, true
 	}
-	os.Exit(0)
+	return 0, true
 }
 
 // serve runs an etcd until its standard input ends, which it does with the

@@ -23,7 +23,9 @@ import (
 const limit = 2 * time.Minute
 
 func main() {
-	cluster.Main()
+	if exit, asked := cluster.Serve(); asked {
+		os.Exit(exit)
+	}
 	bin := flag.String("bin", "bin", "folder of overlayd, overlayctl and vxlan-cni")
 	remove := flag.Bool("down", false, "remove the labs that KEEP=1 left up")
 	flag.Parse()

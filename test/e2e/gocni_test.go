@@ -22,17 +22,17 @@ import (
 // namespace.
 const goCNIArg = "-go-cni"
 
-// runtimeMain does not return in that second process. Its arguments are the
-// folder of the conflist, the plugin folders and the namespaces of three pods.
-func runtimeMain() {
-	if len(os.Args) < 2 || os.Args[1] != goCNIArg {
-		return
+// serveRuntime is what that second process does. Its arguments are the folder of
+// the conflist, the plugin folders and the namespaces of three pods.
+func serveRuntime() (exit int, asked bool) {
+	if len(os.Args) < 4 || os.Args[1] != goCNIArg {
+		return 0, false
 	}
 	if err := driveGoCNI(context.Background(), os.Args[2], strings.Split(os.Args[3], ":"), os.Args[4:]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		return 1, true
 	}
-	os.Exit(0)
+	return 0, true
 }
 
 // driveGoCNI does what containerd does with a pod.

@@ -25,8 +25,12 @@ var binDir, pluginDir string
 var modes = []string{"eager", "on-miss"}
 
 func TestMain(m *testing.M) {
-	cluster.Main()
-	runtimeMain()
+	if exit, asked := cluster.Serve(); asked {
+		os.Exit(exit)
+	}
+	if exit, asked := serveRuntime(); asked {
+		os.Exit(exit)
+	}
 	os.Exit(run(m))
 }
 
