@@ -91,7 +91,7 @@ func TestStaleAttachments(t *testing.T) {
 		"another network":        {ports: []pod.Port{port("a", "other")}, slots: []ipam.Entry{slot("a")}},
 	} {
 		var list []types.GCAttachment
-		for _, id := range strings.Fields(test.valid) {
+		for id := range strings.FieldsSeq(test.valid) {
 			list = append(list, types.GCAttachment{ContainerID: id, IfName: "eth0"})
 		}
 		var got []string

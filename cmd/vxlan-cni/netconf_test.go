@@ -67,8 +67,7 @@ func TestParseArgs(t *testing.T) {
 	} {
 		a, err := parseArgs(text)
 		got := fmt.Sprintf("%s  %v %v", a.Pod, a.Want.MAC, a.Want.Addrs)
-		var coded *types.Error
-		if errors.As(err, &coded) {
+		if coded, ok := errors.AsType[*types.Error](err); ok {
 			got = fmt.Sprintf("%d: %s", coded.Code, coded.Msg)
 		}
 		if !strings.HasPrefix(got, want) {

@@ -53,7 +53,7 @@ func (a addition) result(bridge pod.Bridge, ensured pod.Ensured, link pod.Result
 		&current.Interface{Name: a.pod.IfName, Mac: link.PodMAC.String(), Mtu: a.pod.MTU, Sandbox: a.pod.Netns})
 	inPod := len(r.Interfaces) - 1
 	for _, p := range a.pod.Addrs {
-		ip := &current.IPConfig{Interface: current.Int(inPod), Address: ipNet(p)}
+		ip := &current.IPConfig{Interface: new(inPod), Address: ipNet(p)}
 		for _, g := range a.pod.Gateways {
 			if p.Masked().Contains(g) {
 				ip.Gateway = g.AsSlice()

@@ -156,7 +156,7 @@ func (c *Conn) fill(reqs []*nl.NetlinkRequest, start int) int {
 		msg := reqs[i].Serialize()
 		if !last && len(c.out)+(len(msg)+3)&^3 >= batchBytes {
 			// This one ends the batch by size: only now is it known.
-			binary.NativeEndian.PutUint16(msg[6:], uint16(reqs[i].Flags|unix.NLM_F_ACK))
+			binary.NativeEndian.PutUint16(msg[6:], reqs[i].Flags|unix.NLM_F_ACK)
 		}
 		c.out = append(c.out, msg...)
 		for len(c.out)%unix.NLMSG_ALIGNTO != 0 {
