@@ -176,7 +176,9 @@ func (m *Manager) tryAcquire(ctx context.Context, cfg subnet.Config, want subnet
 	return a.create(ctx)
 }
 
-// read decodes all records, and picks the node's own, oldest first.
+// read decodes all records, and picks the node's own, oldest first. A record of
+// flannel's names no node; one that bears this node's address could be taken
+// over here.
 func (m *Manager) read(kvs []*mvccpb.KeyValue, node string) (records []subnet.Record, own []stored) {
 	for _, kv := range kvs {
 		e := newEntry(m.subnetsPrefix(), kv)

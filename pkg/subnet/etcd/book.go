@@ -22,8 +22,8 @@ func newEntry(prefix string, kv *mvccpb.KeyValue) entry {
 	return entry{record: r, lease: clientv3.LeaseID(kv.Lease)}
 }
 
-// A book has every record as of one revision. A record is decoded once, when it
-// changes.
+// A book has every record as of one revision. A record is decoded when it
+// changes, not for each snapshot.
 type book struct {
 	prefix  string           // of the records' keys in etcd
 	entries map[string]entry // by key less prefix
@@ -32,28 +32,16 @@ type book struct {
 func newBook(prefix string) *book { return &book{prefix: prefix, entries: map[string]entry{}} }
 
 // replace makes the book hold exactly these records; keys with another prefix
-// are none.
+// are none. It decodes all of them: after a wipe even the same key and revision
+// may stand for something else.
 func (b *book) replace(kvs []*mvccpb.KeyValue) {
-	old := b.entries
 	b.entries = make(map[string]entry, len(kvs))
 	for _, kv := range kvs {
-		key, ok := strings.CutPrefix(string(kv.Key), b.prefix)
-		if !ok {
-			continue
+		if key, ok := strings.CutPrefix(string(kv.Key), b.prefix); ok {
+			b.entries[key] = newEntry(b.prefix, kv)
 		}
-		// After a wipe etcd counts from 1 again, and a revision may come twice.
-		// Created beside it makes a mix-up as good as impossible; reset rules
-		// it out.
-		if e, known := old[key]; known && e.record.Lease.Revision == kv.ModRevision && e.record.Lease.Created == kv.CreateRevision {
-			b.entries[key] = e
-			continue
-		}
-		b.entries[key] = newEntry(b.prefix, kv)
 	}
 }
-
-// reset forgets everything.
-func (b *book) reset() { clear(b.entries) }
 
 // apply enters one change, and returns whether it concerns a record.
 func (b *book) apply(ev *clientv3.Event) bool {

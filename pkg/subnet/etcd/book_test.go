@@ -97,21 +97,15 @@ func TestEntry(t *testing.T) {
 	}
 }
 
-// TestBookDecodesOnce: reading anew must not decode what did not change, and
-// must not take a record for another after a wipe.
-func TestBookDecodesOnce(t *testing.T) {
-	etcd := &fakeEtcd{kvs: map[string]*mvccpb.KeyValue{}}
-	etcd.put(testPrefix+"10.244.1.0-24", "garbage", 1)
+// TestBookAfterWipe: the same key and revisions, and another record.
+func TestBookAfterWipe(t *testing.T) {
 	b := newBook(testPrefix)
-	b.replace(etcd.list())
-	before := b.records()[0].Err
-	b.replace(etcd.list())
-	if after := b.records()[0].Err; after != before {
-		t.Error("decoded twice")
-	}
-	b.reset()
-	b.replace(etcd.list())
-	if after := b.records()[0].Err; after == before {
-		t.Error("not decoded anew after reset")
+	for _, mtu := range []int{1400, 1500} {
+		etcd := &fakeEtcd{kvs: map[string]*mvccpb.KeyValue{}}
+		etcd.put(testPrefix+"10.244.1.0-24", fmt.Sprintf(`{"PublicIP":"192.0.2.1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:01"},"MTU":%d}`, mtu), 1)
+		b.replace(etcd.list())
+		if got := b.records()[0]; got.Err != nil || got.Lease.MTU != mtu {
+			t.Errorf("MTU %d reads %+v", mtu, got)
+		}
 	}
 }

@@ -44,7 +44,6 @@ func (k *keeper) read(ctx context.Context) error {
 	}
 	if resp.Header.Revision < seen {
 		k.m.opts.Log.Warn("etcd was wiped, or restored from a backup", "revision", resp.Header.Revision, "before", seen)
-		k.book.reset()
 		k.broken = true
 	}
 	k.book.replace(resp.Kvs)
