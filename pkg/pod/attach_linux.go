@@ -94,6 +94,9 @@ func Attach(a Attachment, bridge Ensured) (_ Result, err error) {
 		return Result{}, err
 	}
 	if err := run(inside, a.insideSteps(r.PodIndex, bridge.MAC)); err != nil {
+		if errors.Is(err, unix.EACCES) {
+			err = fmt.Errorf("IPv6 is off there (net.ipv6.conf.*.disable_ipv6): %w", err)
+		}
 		return Result{}, fmt.Errorf("in the pod: %w", err)
 	}
 	settleAddresses(inside, a.Addrs)
