@@ -8,8 +8,8 @@ import (
 
 // openNetns opens a network namespace's file and makes sure that it is one, and
 // not the node's own: a default route there would cut the node off.
-func openNetns(path string) (fd int, err error) {
-	fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+func openNetns(path string) (int, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("network namespace %q: %w: %w", path, err, ErrNetns)
 	}
