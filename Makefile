@@ -21,7 +21,7 @@ help: ## list the targets
 build: ## build bin/vxlan-cni, bin/overlayd and bin/overlayctl
 	$(GOBUILD) -o $(BIN)/ ./cmd/...
 
-test: need-root need-ip need-gcc ## run all tests under the race detector, as root
+test: need-root need-ip need-gcc need-nft ## run all tests under the race detector, as root
 	CGO_ENABLED=1 go test -race ./...
 	cd test && CGO_ENABLED=1 go test -race ./...
 
@@ -75,3 +75,9 @@ need-ip:
 
 need-gcc:
 	@command -v gcc >/dev/null || { echo "gcc is missing: go test -race needs it" >&2; exit 1; }
+
+# The plugin portmap, which one test chains after ours, runs nft.
+.PHONY: need-nft
+need-nft:
+	@command -v nft >/dev/null || { echo "installing nftables, which a test of the plugin portmap needs"; \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends nftables; }

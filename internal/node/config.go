@@ -2,8 +2,10 @@ package node
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
@@ -72,8 +74,21 @@ func (c Config) Check() error {
 		return &FlagError{"resolve", string(c.Resolve), "eager or on-miss"}
 	case c.Grace < 0:
 		return &FlagError{"grace", c.Grace.String(), "0 or longer"}
+	case c.Metrics != "" && !hostPort(c.Metrics):
+		return &FlagError{"metrics-address", c.Metrics, "an address and a port, such as 127.0.0.1:9472 or :9472"}
 	}
 	return nil
+}
+
+// hostPort reports whether s can be listened on: an IP address, a host name or
+// nothing, and a port number.
+func hostPort(s string) bool {
+	_, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return false
+	}
+	_, err = strconv.ParseUint(port, 10, 16)
+	return err == nil
 }
 
 func linkName(s string) bool {

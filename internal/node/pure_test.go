@@ -190,6 +190,9 @@ func TestConfigCheck(t *testing.T) {
 		{"bridge", func(c *Config) { c.Bridge = c.Device }},
 		{"resolve", func(c *Config) { c.Resolve = "lazy" }},
 		{"grace", func(c *Config) { c.Grace = -1 }},
+		{"metrics-address", func(c *Config) { c.Metrics = "nowhere" }},
+		{"metrics-address", func(c *Config) { c.Metrics = "127.0.0.1:http" }},
+		{"metrics-address", func(c *Config) { c.Metrics = ":70000" }},
 	}
 	for _, tt := range tests {
 		c := Default()

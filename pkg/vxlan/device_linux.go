@@ -3,6 +3,7 @@ package vxlan
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -189,7 +190,7 @@ func (d *Device) rival() (name string) {
 func (d *Device) State() (State, error) {
 	s := Empty()
 	clear(d.obscured)
-	err := errors.Join(d.readFDB(s.FDB), d.readNeighs(s.Neighs), d.readRoutes(s.Routes))
+	err := errors.Join(d.readFDB(s.FDB), d.readNeighs(s), d.readRoutes(s.Routes))
 	return s, err
 }
 
@@ -258,22 +259,26 @@ func (d *Device) readFDB(fdb map[MAC]netip.Addr) error {
 	})
 }
 
-func (d *Device) readNeighs(neighs map[netip.Addr]MAC) error {
+func (d *Device) readNeighs(s State) error {
 	for _, fam := range []int{unix.AF_INET, unix.AF_INET6} {
-		read := map[netip.Addr]MAC{}
-		err := d.eachNeighbour(fam, func() { clear(read) }, func(n neighbour) {
-			// What is not PERMANENT is the kernel's own or in the making; a
-			// wanted one counts as absent and is set.
-			if n.state&permanent != 0 && len(n.mac) == len(MAC{}) && n.ip.IsValid() {
-				read[n.ip.Unmap()] = MAC(n.mac)
+		read := Empty()
+		err := d.eachNeighbour(fam, func() { read = Empty() }, func(n neighbour) {
+			ip := n.ip.Unmap()
+			switch {
+			case !ip.IsValid():
+			case n.state&permanent != 0 && len(n.mac) == len(MAC{}):
+				read.Neighs[ip] = MAC(n.mac)
+			case n.state&inFlight != 0:
+				read.Asked[ip] = true
 			}
+			// What else is not PERMANENT is the kernel's own; a wanted one
+			// counts as absent and is set.
 		})
 		if err != nil {
 			return err
 		}
-		for ip, mac := range read {
-			neighs[ip] = mac
-		}
+		maps.Copy(s.Neighs, read.Neighs)
+		maps.Copy(s.Asked, read.Asked)
 	}
 	return nil
 }

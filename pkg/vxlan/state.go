@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"slices"
 )
 
 // A MAC is a comparable Ethernet address.
@@ -25,6 +26,10 @@ type State struct {
 	FDB    map[MAC]netip.Addr     // VTEP MAC → underlay address
 	Neighs map[netip.Addr]MAC     // gateway → VTEP MAC, ARP and NDP alike
 	Routes map[netip.Prefix]Route // pod subnet → next hop
+
+	// Asked are neighbours that the kernel has no answer for yet. They are read
+	// only: a question whose notification was lost is seen here.
+	Asked map[netip.Addr]bool
 }
 
 // A Route is how a pod subnet is reached.
@@ -34,7 +39,10 @@ type Route struct {
 
 // Empty returns a State without entries.
 func Empty() State {
-	return State{map[MAC]netip.Addr{}, map[netip.Addr]MAC{}, map[netip.Prefix]Route{}}
+	return State{
+		FDB: map[MAC]netip.Addr{}, Neighs: map[netip.Addr]MAC{}, Routes: map[netip.Prefix]Route{},
+		Asked: map[netip.Addr]bool{},
+	}
 }
 
 // Desired returns the state that reaches every peer.
@@ -50,12 +58,12 @@ func Desired(peers []Peer) State {
 
 // Clone returns a copy that shares nothing with s.
 func (s State) Clone() State {
-	return State{maps.Clone(s.FDB), maps.Clone(s.Neighs), maps.Clone(s.Routes)}
+	return State{maps.Clone(s.FDB), maps.Clone(s.Neighs), maps.Clone(s.Routes), maps.Clone(s.Asked)}
 }
 
 // OnMiss returns s as a node in on-miss mode holds it: every route, but of the
-// neighbour and FDB entries only those whose keys are in have already. An entry
-// that was asked for once stays, and follows s.
+// neighbour and FDB entries only those whose keys are in have already, or are
+// asked for. An entry that was asked for once stays, and follows s.
 func (s State) OnMiss(have State) State {
 	w := State{FDB: map[MAC]netip.Addr{}, Neighs: map[netip.Addr]MAC{}, Routes: s.Routes}
 	for mac := range have.FDB {
@@ -63,7 +71,8 @@ func (s State) OnMiss(have State) State {
 			w.FDB[mac] = dst
 		}
 	}
-	for ip := range have.Neighs {
+	asked := slices.AppendSeq(slices.Collect(maps.Keys(have.Neighs)), maps.Keys(have.Asked))
+	for _, ip := range asked {
 		mac, ok := s.Neighs[ip]
 		if !ok {
 			continue
