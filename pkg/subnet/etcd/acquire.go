@@ -153,15 +153,15 @@ func (m *Manager) tryAcquire(ctx context.Context, cfg subnet.Config, want subnet
 		return holding{}, err
 	}
 	a := attempt{m: m, cfg: cfg, want: want, lease: lease, value: value, own: own}
-	for _, s := range own {
-		if a.usable(s, records) {
-			return a.keep(ctx, s)
-		}
-	}
 	// What the node has, or had last, comes before what it asks for.
 	prefer := want.Want
 	if h := m.holding(); h.want.Node == want.Node {
 		prefer = slices.Concat(h.lease.Subnets, prefer)
+	}
+	for _, s := range slices.Concat(own, m.inherited(resp.Kvs, records, want, prefer)) {
+		if a.usable(s, records) {
+			return a.keep(ctx, s)
+		}
 	}
 	for _, s := range own {
 		prefer = slices.Concat(s.record.Lease.Subnets, prefer)
@@ -191,6 +191,16 @@ func (m *Manager) read(kvs []*mvccpb.KeyValue, node string) (records []subnet.Re
 		return cmp.Compare(a.record.Lease.Created, b.record.Lease.Created)
 	})
 	return records, own
+}
+
+// inherited picks the leases that flannel took on this node, the best first.
+func (m *Manager) inherited(kvs []*mvccpb.KeyValue, records []subnet.Record, want subnet.Request, prefer []netip.Prefix) (list []stored) {
+	want.Want = prefer
+	for _, r := range want.Inheritance(records) {
+		kv := kvs[slices.IndexFunc(records, func(at subnet.Record) bool { return at.Key == r.Key })]
+		list = append(list, stored{newEntry(m.subnetsPrefix(), kv), kv.Value})
+	}
+	return list
 }
 
 // An attempt is what tryAcquire's parts share.
@@ -224,16 +234,22 @@ func overlap(a, b []netip.Prefix) bool {
 	return slices.ContainsFunc(a, func(x netip.Prefix) bool { return slices.ContainsFunc(b, x.Overlaps) })
 }
 
-// keep goes on with a record of the node's own. If it is right and its etcd
-// lease lives, nothing is written. A reservation stays one.
+// keep goes on with a record of the node's own, or with one of flannel's. If it
+// is right and its etcd lease lives, nothing is written. A reservation stays
+// one. Flannel's record moves to an etcd lease of ours: its own ends in 24 hours
+// at the latest, and is not revoked, for what else hangs on it is not known.
 func (a attempt) keep(ctx context.Context, own stored) (holding, error) {
+	flannels, last := own.record.Lease.Node == "", own.lease
+	if flannels {
+		last = a.m.holding().id
+	}
 	h := holding{want: a.want, key: own.record.Key, lease: a.lease}
 	h.lease.Subnets = own.record.Lease.Subnets
 	h.lease.Created, h.lease.Revision = own.record.Lease.Created, own.record.Lease.Revision
 	h.lease.Reserved = own.lease == 0
 	if !h.lease.Reserved {
 		var err error
-		if h.id, err = a.m.liveLease(ctx, own.lease); err != nil {
+		if h.id, err = a.m.liveLease(ctx, last); err != nil {
 			return holding{}, err
 		}
 		h.lease.Expiry = expiry(a.m.ttl)
@@ -248,7 +264,10 @@ func (a attempt) keep(ctx context.Context, own stored) (holding, error) {
 		return holding{}, err
 	}
 	h.lease.Revision = resp.Header.Revision
-	if own.lease != 0 && own.lease != h.id {
+	switch {
+	case flannels:
+		a.m.opts.Log.Info("flannel's lease of this node taken over", "key", h.key, "subnets", h.lease.Subnets)
+	case own.lease != 0 && own.lease != h.id:
 		a.m.revoke(ctx, own.lease)
 	}
 	return h, nil

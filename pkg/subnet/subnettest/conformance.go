@@ -63,6 +63,8 @@ func Conformance(t *testing.T, new func(t *testing.T, cfg subnet.Config) Fixture
 		{"end of the context", config4, testContextEnd},
 		{"hostile records", config4, testHostile},
 		{"foreign lease is never overwritten", config4of3, testForeign},
+		{"lease of flannel on this node", config4, testInherited},
+		{"two heirs of one lease", config4, testHeirs},
 		{"lost lease", config4, testLost},
 		{"outage", config4, testOutage},
 		{"restart of the store", config4, testStoreRestart},

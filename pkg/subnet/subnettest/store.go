@@ -144,6 +144,11 @@ func (s *Store) reach(ctx context.Context, fn func() error) error {
 func (s *Store) acquire(want subnet.Request) (subnet.Lease, error) {
 	records := s.records()
 	own := subnet.Sort(s.cfg, want.Node, records).Own
+	if len(own.Subnets) == 0 {
+		s.inherit(want, records)
+		records = s.records()
+		own = subnet.Sort(s.cfg, want.Node, records).Own
+	}
 	taken := subnet.Taken(s.cfg, want.Node, records)
 	subnets, err := subnet.Allocate(s.cfg, want.Node, slices.Concat(own.Subnets, want.Want), taken)
 	if err != nil {
@@ -165,6 +170,18 @@ func (s *Store) acquire(want subnet.Request) (subnet.Lease, error) {
 		s.put(key, data)
 	}
 	return s.record(key).Lease, nil
+}
+
+// inherit writes what flannel leased on this node anew, as the node's own and
+// under the same key.
+func (s *Store) inherit(want subnet.Request, records []subnet.Record) {
+	for _, r := range want.Inheritance(records) {
+		l := subnet.Lease{Node: want.Node, Subnets: r.Lease.Subnets, VTEPs: want.VTEPs, Backend: s.cfg.Backend.Type, MTU: want.MTU}
+		if data, err := subnet.EncodeRecord(l); err == nil && s.cfg.Check(l) == nil && len(l.Subnets) == len(s.cfg.Ranges) {
+			s.put(r.Key, data)
+			return
+		}
+	}
 }
 
 // manager is one node's Manager on a Store.
