@@ -229,9 +229,12 @@ func (l *loop) answer(m vxlan.Miss, read time.Time) {
 	l.log.Debug("miss", "question", m.String(), "node", told.Node, "answered", told.Answered)
 }
 
+// auditing is the reason that a reconcile on the schedule gives.
+const auditing = "audit"
+
 // due does what the clock asks for.
 func (l *loop) due(now time.Time) {
-	for task, why := range map[task]string{audit: "audit", retry: "retry", repair: "repair", expire: "grace time over"} {
+	for task, why := range map[task]string{audit: auditing, retry: "retry", repair: "repair", expire: "grace time over"} {
 		if !l.clock.take(task, now) {
 			continue
 		}
@@ -252,10 +255,9 @@ func (l *loop) reconcile(why string) {
 	}
 	l.monitor.SetScope(l.scope())
 	did, err := l.device.Ensure()
+	bridge, berr := l.ensureBridge(why)
+	did = append(did, bridge...)
 	l.kernel.Operations += uint64(len(did))
-	bridge, berr := l.bridge().Ensure()
-	l.kernel.Operations += uint64(len(bridge.Changes))
-	did = append(did, bridge.Changes...)
 	l.monitor.SetScope(l.scope())
 
 	var ops []vxlan.Op
@@ -274,6 +276,17 @@ func (l *loop) reconcile(why string) {
 	l.tell(why, did, ops, err)
 	l.pace(err)
 	l.publish()
+}
+
+// ensureBridge makes the bridge right and returns what was changed, in words. A
+// pod's link that lost its bridge is announced to nobody: the audit looks.
+func (l *loop) ensureBridge(why string) ([]string, error) {
+	b, err := l.bridge().Ensure()
+	if err != nil || why != auditing {
+		return b.Changes, err
+	}
+	back, err := pod.Reattach(b.Index)
+	return append(b.Changes, back...), err
 }
 
 // blame journals what others did, if it had to be undone. Much of what is heard
