@@ -29,6 +29,12 @@
 // and the new one share addresses; what the old one's pods have, the new does
 // not give.
 //
+// # Taking over
+//
+// [Pool.Import] enters addresses that another plugin gave out before, all of
+// them or none. Such a slot is held like any other, and marked: whoever frees
+// slots without a link of ours has to know that it never had one.
+//
 // # Damage
 //
 // Every record bears a CRC32C. Whatever is wrong with a file (torn, truncated

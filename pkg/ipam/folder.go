@@ -145,8 +145,7 @@ func (s *slotFile) retain(now time.Duration, keep func(Slot) bool) (freed []Slot
 		if keep(slot) {
 			continue
 		}
-		e.state, e.released = free, now
-		if err := s.write(e); err != nil {
+		if err := s.write(e.freed(now)); err != nil {
 			errs = append(errs, err)
 			continue
 		}

@@ -14,7 +14,7 @@ import (
 const Rest = 120 * time.Second
 
 // A Key names the attachment that holds a slot. One Key holds at most one slot
-// of a file.
+// of a file, but for slots that were imported: see [Pool.Import].
 type Key struct {
 	Container string // container id, 1 to 180 bytes
 	IfName    string // interface inside the pod, 1 to 15 bytes
@@ -29,7 +29,11 @@ type Slot struct {
 	Pod   string       // namespace/name, "" if unknown; a long one ends in "…"
 	Addrs []netip.Addr // one per family, IPv4 first, as given to the pod
 	Held  bool
-	Age   time.Duration // since acquire; of a free slot since release
+	Age   time.Duration // since acquire or import; of a free slot since release
+
+	// Imported is a slot that Import entered: its pod was attached by another
+	// plugin, so it has no link of ours by which it could be known to live.
+	Imported bool
 
 	acquired time.Duration // tells this hold of the slot from another by the same key
 	fresh    bool          // held since the Acquire that returned it
@@ -192,7 +196,7 @@ func (p *Pool) Cancel(ctx context.Context, s Slot) error {
 		case err != nil || e.state != held:
 			return err
 		case !s.fresh:
-			e.state, e.released = free, p.now()
+			e = e.freed(p.now())
 		case e.released == 0:
 			e = entry{state: unused, index: e.index}
 		default:
@@ -212,19 +216,29 @@ func (p *Pool) Usage(ctx context.Context) (u Usage, err error) {
 	return u, err
 }
 
-// release frees the slot that key holds, if any.
+// release frees what key holds: one slot, or none, or several that were
+// imported.
 func (s *slotFile) release(now time.Duration, key Key) (bool, error) {
-	var e entry
+	var entries []entry
 	err := s.scan(func(_ int, r record) {
 		if r.holds(key) {
-			e = r.entry()
+			entries = append(entries, r.entry())
 		}
 	})
-	if err != nil || e.state != held {
+	if err != nil {
 		return false, err
 	}
-	e.state, e.released = free, now
-	return true, s.write(e)
+	var errs []error
+	for _, e := range entries {
+		errs = append(errs, s.write(e.freed(now)))
+	}
+	return len(entries) > 0, errors.Join(errs...)
+}
+
+// freed is e after its release.
+func (e entry) freed(now time.Duration) entry {
+	e.state, e.released, e.imported = free, now, false
+	return e
 }
 
 // slot returns what users see of e.
@@ -235,7 +249,7 @@ func (e entry) slot(now time.Duration) Slot {
 	}
 	s := Slot{
 		Index: e.index, Key: e.key, Pod: e.pod, Held: e.state == held,
-		Age: max(0, now-since), acquired: e.acquired,
+		Age: max(0, now-since), Imported: e.imported, acquired: e.acquired,
 	}
 	for _, a := range e.addrs {
 		if a.IsValid() {

@@ -19,7 +19,8 @@ import (
 //	  0  magic                        0  state (u8)
 //	  8  format version (u32)         1  length of container id (u8)
 //	 12  record size (u32)            2  length of interface name (u8)
-//	 16  slots (u32)                  4  length of pod (u16)
+//	 16  slots (u32)                  3  1: imported (u8)
+//	                                  4  length of pod (u16)
 //	 24  2 × subnet:                  6  2 × address family: 0, 4 or 6 (u8)
 //	     family (u8), bits (u8),      8  slot number (u32)
 //	     address (16)                16  time of acquire, ns since boot (u64)
@@ -67,6 +68,7 @@ type entry struct {
 	addrs    [2]netip.Addr
 	acquired time.Duration // since boot
 	released time.Duration // since boot, before acquired if held; 0: never
+	imported bool          // held, and not by an Acquire
 }
 
 // encode writes the record. The key must fit; of the pod's name what does.
@@ -78,6 +80,9 @@ func (e entry) encode() []byte {
 	room := offCRC - offStrings - len(e.key.Container) - len(e.key.IfName)
 	pod := cut(e.pod, min(room, maxPod))
 	b[0], b[1], b[2] = e.state, byte(len(e.key.Container)), byte(len(e.key.IfName))
+	if e.imported {
+		b[3] = 1
+	}
 	binary.LittleEndian.PutUint16(b[4:], uint16(len(pod)))
 	binary.LittleEndian.PutUint32(b[8:], uint32(e.index))
 	binary.LittleEndian.PutUint64(b[16:], uint64(e.acquired))
@@ -179,6 +184,7 @@ func (r record) entry() entry {
 		addrs:    [2]netip.Addr{r.addr(0), r.addr(1)},
 		acquired: r.acquired(),
 		released: r.released(),
+		imported: r[3] == 1,
 	}
 }
 
@@ -204,7 +210,9 @@ func (r record) check(i int, first netip.Prefix) string {
 		return fmt.Sprintf("slot %d: times %d and %d cannot be", i, r.acquired(), r.released())
 	case r.state() == held && (r[1] == 0 || r[2] == 0):
 		return fmt.Sprintf("slot %d: held without a key", i)
-	case r[3] != 0 || binary.LittleEndian.Uint32(r[12:]) != 0 || !blank(r[end:offCRC]) || !r.addrsClean():
+	case r[3] > 1 || r[3] == 1 && r.state() != held:
+		return fmt.Sprintf("slot %d: mark %d in state %d, want 1 (imported) only where it is held", i, r[3], r.state())
+	case binary.LittleEndian.Uint32(r[12:]) != 0 || !blank(r[end:offCRC]) || !r.addrsClean():
 		return fmt.Sprintf("slot %d: bytes that the format does not know", i)
 	}
 	if a := nth(first, i); r.state() == held && r.addr(0) != a {

@@ -27,7 +27,9 @@ func TestRecordRoundTrip(t *testing.T) {
 	longest.pod = ""
 	freed := example()
 	freed.state = free
-	for _, e := range []entry{example(), longest, freed, {state: free, index: 7, released: 1}} {
+	imported := example()
+	imported.imported = true
+	for _, e := range []entry{example(), longest, freed, imported, {state: free, index: 7, released: 1}} {
 		r := record(e.encode())
 		if reason := r.check(7, testSubnet); reason != "" {
 			t.Errorf("%+v: %s", e, reason)
@@ -94,7 +96,8 @@ func TestRecordCheckRefuses(t *testing.T) {
 		{"acquired before boot", func(b []byte) { b[23] = 0x80 }, "cannot be"},
 		{"released before boot", func(b []byte) { b[31] = 0x80 }, "cannot be"},
 		{"free, never released", func(b []byte) { b[0] = free; copy(b[24:32], zero[:]) }, "cannot be"},
-		{"byte 3", func(b []byte) { b[3] = 1 }, "bytes that the format does not know"},
+		{"mark", func(b []byte) { b[3] = 2 }, "mark 2 in state 1"},
+		{"free and imported", func(b []byte) { b[0], b[3] = free, 1; b[24] = 1 }, "mark 1 in state 2"},
 		{"byte 12", func(b []byte) { b[12] = 1 }, "bytes that the format does not know"},
 		{"behind the names", func(b []byte) { b[offCRC-1] = 1 }, "bytes that the format does not know"},
 		{"family", func(b []byte) { b[7] = 5 }, "bytes that the format does not know"},
