@@ -1,11 +1,13 @@
 // Package etcdtest runs an etcd inside the test process.
 //
 // It is a real etcd, built from go.etcd.io/etcd/server/v3/embed, with one
-// member. It can be stopped, started again on the same data and address, and
-// wiped, because that is what happens to etcd in clusters.
+// member or several. A member can be stopped, started again on the same data and
+// address, wiped, and cut off from its clients or from any other member, because
+// that is what happens to etcd in clusters.
 package etcdtest
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -36,12 +38,19 @@ type Config struct {
 	// CAFile, CertFile and KeyFile, all PEM, switch TLS on. Clients must then
 	// show a certificate that the CA signed.
 	CAFile, CertFile, KeyFile string
+
+	TokenTTL uint // seconds that a login lasts unused; etcd's 300 if 0
+
+	// Observe, if not nil, is called with each request that a client makes, and
+	// with each message of its streams; from any goroutine.
+	Observe func(method string, message any)
 }
 
 // A Server is a running etcd, or one that can be started again.
 type Server struct {
-	cfg  Config
-	etcd *embed.Etcd // nil while stopped
+	cfg    Config
+	etcd   *embed.Etcd // nil while stopped
+	member *member     // nil: it is alone
 
 	mu   sync.Mutex
 	grpc []*grpc.Server // what etcd serves clients with; guarded by mu
@@ -55,6 +64,14 @@ func Start(cfg Config) (*Server, error) {
 
 // Start runs the server again, after Stop, on the same address and data.
 func (s *Server) Start() error {
+	if err := s.launch(); err != nil {
+		return err
+	}
+	return s.await()
+}
+
+// launch starts the server, which serves once a quorum of members runs.
+func (s *Server) launch() error {
 	if s.etcd != nil {
 		return errors.New("start etcd: runs already")
 	}
@@ -71,19 +88,26 @@ func (s *Server) Start() error {
 	if err != nil {
 		return fmt.Errorf("start etcd on %s: %w", s.cfg.Listen, err)
 	}
-	select {
-	case <-e.Server.ReadyNotify():
-	case err := <-e.Err():
-		e.Close()
-		return fmt.Errorf("start etcd on %s: %w", s.cfg.Listen, err)
-	case <-time.After(startTimeout):
-		e.Close()
-		return fmt.Errorf("start etcd on %s: not ready after %s", s.cfg.Listen, startTimeout)
-	}
 	s.etcd = e
+	if s.member != nil {
+		s.member.serves(e.Peers[0].Addr().String())
+	}
 	// A free port was asked for once; later starts must come back on it.
 	s.cfg.Listen, err = netip.ParseAddrPort(e.Clients[0].Addr().String())
 	return err
+}
+
+// await waits until the server serves, and stops it if it does not.
+func (s *Server) await() (err error) {
+	select {
+	case <-s.etcd.Server.ReadyNotify():
+		return nil
+	case err = <-s.etcd.Err():
+	case <-time.After(startTimeout):
+		err = fmt.Errorf("not ready after %s", startTimeout)
+	}
+	s.Stop()
+	return fmt.Errorf("start etcd on %s: %w", s.cfg.Listen, err)
 }
 
 func (s *Server) embedConfig() *embed.Config {
@@ -94,8 +118,18 @@ func (s *Server) embedConfig() *embed.Config {
 	c.UnsafeNoFsync = true // tests outlive no power failure
 	c.BcryptCost = 4       // the least that bcrypt allows; its default takes a second under -race
 
-	// The short election time-out makes a lone member lead at once.
+	// The short election time-out makes a lone member lead at once. Several on a
+	// busy machine need a longer one, or they elect for ever.
 	c.TickMs, c.ElectionMs = 10, 100
+	if s.member != nil {
+		c.Name, c.TickMs, c.ElectionMs = s.member.name, 50, 500
+	}
+	if s.cfg.TokenTTL != 0 {
+		c.AuthTokenTTL = s.cfg.TokenTTL
+	}
+	if s.cfg.Observe != nil {
+		c.GRPCAdditionalServerOptions = observers(s.cfg.Observe)
+	}
 
 	client := url.URL{Scheme: "http", Host: s.cfg.Listen.String()}
 	if s.cfg.CertFile != "" {
@@ -107,7 +141,37 @@ func (s *Server) embedConfig() *embed.Config {
 	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
 	c.ListenPeerUrls, c.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
 	c.InitialCluster = c.InitialClusterFromName(c.Name)
+	if s.member != nil {
+		c.AdvertisePeerUrls = []url.URL{s.member.url()}
+		c.InitialCluster = s.member.cluster.initial()
+	}
 	return c
+}
+
+// observers are the options that let a function see what clients send.
+func observers(see func(method string, message any)) []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+			see(info.FullMethod, req)
+			return handle(ctx, req)
+		}),
+		grpc.ChainStreamInterceptor(func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+			return handle(srv, observedStream{stream, func(message any) { see(info.FullMethod, message) }})
+		}),
+	}
+}
+
+type observedStream struct {
+	grpc.ServerStream
+	see func(message any)
+}
+
+func (s observedStream) RecvMsg(message any) error {
+	err := s.ServerStream.RecvMsg(message)
+	if err == nil {
+		s.see(message)
+	}
+	return err
 }
 
 func (s *Server) tlsInfo() transport.TLSInfo {
@@ -148,7 +212,9 @@ func (s *Server) Endpoint() string {
 
 // Client returns a client of this server. With TLS it shows the server's own
 // certificate. The caller closes it.
-func (s *Server) Client() (*clientv3.Client, error) {
+func (s *Server) Client() (*clientv3.Client, error) { return s.clientOf(s.Endpoint()) }
+
+func (s *Server) clientOf(endpoints ...string) (*clientv3.Client, error) {
 	var tc *tls.Config
 	if s.cfg.CertFile != "" {
 		var err error
@@ -159,7 +225,7 @@ func (s *Server) Client() (*clientv3.Client, error) {
 	// gRPC's own pauses before it connects again grow to two minutes.
 	pause := backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, MaxDelay: 200 * time.Millisecond}
 	return clientv3.New(clientv3.Config{
-		Endpoints:   []string{s.Endpoint()},
+		Endpoints:   endpoints,
 		DialTimeout: startTimeout,
 		TLS:         tc,
 		Logger:      zap.NewNop(),
