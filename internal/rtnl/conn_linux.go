@@ -114,6 +114,16 @@ func (c *Conn) setup() error {
 // Close closes the socket.
 func (c *Conn) Close() error { return unix.Close(c.fd) }
 
+// Strict makes the kernel take every field of a dump's request for a filter, and
+// refuse those that it does not know (Linux 4.20 and later). Some filters work
+// only then.
+func (c *Conn) Strict() error {
+	if err := unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1); err != nil {
+		return fmt.Errorf("strict netlink dumps: %w", err)
+	}
+	return nil
+}
+
 // Port is the socket's netlink port id. Notifications of changes that this
 // socket made bear it in nlmsg_pid.
 func (c *Conn) Port() uint32 { return c.port }

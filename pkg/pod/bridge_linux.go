@@ -20,6 +20,10 @@ type Bridge struct {
 	Gateways []netip.Prefix // the node's own address in each pod subnet, e.g. 10.244.1.1/24, fd00::1/64; IPv4 first
 	Networks []netip.Prefix // the cluster's pod networks: addresses of these on the bridge are ours to remove
 	MTU      int            // bytes
+
+	// Hardware is the MAC of a bridge that was there before us, whose pods know
+	// their gateway by it; nil: it follows from the first gateway.
+	Hardware net.HardwareAddr
 }
 
 // An Ensured is the bridge as it is.
@@ -29,10 +33,16 @@ type Ensured struct {
 	Changes []string // what had to be done; empty where all was right already
 }
 
-// MAC is the bridge's address, which follows from its first gateway. It is set,
-// because a bridge otherwise takes the lowest MAC of its ports and changes it
-// as pods come and go, while the pods hold a permanent neighbour entry for it.
-func (b Bridge) MAC() net.HardwareAddr { return MACFor(b.Gateways) }
+// MAC is the bridge's address, which follows from its first gateway unless
+// Hardware says it. It is set, because a bridge otherwise takes the lowest MAC of its
+// ports and changes it as pods come and go, while the pods hold a permanent
+// neighbour entry for it.
+func (b Bridge) MAC() net.HardwareAddr {
+	if b.Hardware != nil {
+		return b.Hardware
+	}
+	return MACFor(b.Gateways)
+}
 
 // Ensure makes the bridge what it should be, and does nothing but look where it
 // is: one link and the addresses on it. Any number may call it at the same time.

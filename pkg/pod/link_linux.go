@@ -24,6 +24,7 @@ const (
 	hairpinOn           = 1
 	addrGenModeUnknown  = 0xff
 	addrGenModeDisabled = nl.IN6_ADDR_GEN_MODE_NONE
+	noNetns             = -1 // NETNSA_NSID_NOT_ASSIGNED
 )
 
 // link is what the kernel says of a link, as far as it matters here.
@@ -33,6 +34,7 @@ type link struct {
 	MAC                 net.HardwareAddr
 	MTU                 int
 	Group               uint32
+	PeerNetns           int32 // id, in our namespace, of the one that the peer is in; noNetns: ours
 	Up                  bool
 	Forwards4           bool  // net.ipv4.conf.<name>.forwarding
 	AddrGenMode         uint8 // addrGenModeUnknown where IPv6 is off
@@ -60,13 +62,22 @@ func findLink(c *rtnl.Conn, name string) (l link, found bool, err error) {
 
 // veths reads all veth links of our group.
 func veths(c *rtnl.Conn) (found []link, err error) {
+	return vethsOf(c, 0, func(l link) bool { return l.Group == Group })
+}
+
+// vethsOf reads the veth links with that master, or, if it is 0, all, of which
+// it takes those that want accepts.
+func vethsOf(c *rtnl.Conn, master int, want func(link) bool) (found []link, err error) {
 	req := newLink(unix.RTM_GETLINK, 0, 0)
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
 	req.AddData(info)
 	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(extMaskSkipStats)))
+	if master != 0 {
+		req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(master))))
+	}
 	err = c.Dump(req, func() { found = nil }, func(body []byte) {
-		if l := parseLink(body); l.Kind == "veth" && l.Group == Group {
+		if l := parseLink(body); l.Kind == "veth" && (master == 0 || l.Master == master) && want(l) {
 			found = append(found, l)
 		}
 	})
@@ -76,7 +87,7 @@ func veths(c *rtnl.Conn) (found []link, err error) {
 // parseLink reads the body of an RTM_NEWLINK. What is missing or cut short
 // stays zero.
 func parseLink(body []byte) link {
-	l := link{AddrGenMode: addrGenModeUnknown}
+	l := link{AddrGenMode: addrGenModeUnknown, PeerNetns: noNetns}
 	if len(body) < headerSize {
 		return l
 	}
@@ -98,6 +109,8 @@ func parseLink(body []byte) link {
 			l.Master = int(number(v))
 		case unix.IFLA_LINK:
 			l.Peer = int(number(v))
+		case unix.IFLA_LINK_NETNSID:
+			l.PeerNetns = int32(number(v))
 		case unix.IFLA_LINKINFO:
 			l.parseInfo(v)
 		case unix.IFLA_AF_SPEC:
