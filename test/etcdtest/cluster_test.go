@@ -52,7 +52,12 @@ func TestClusterLosesAMember(t *testing.T) {
 	c := NewCluster(t, 3)
 	client := c.NewClient(t)
 	c.Members[0].Stop()
-	put(t, client, "a", "1")
+	until(t, "two members serve", func() bool { // the one that stopped may have led
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := client.Put(ctx, "a", "1")
+		return err == nil
+	})
 	if err := c.Members[0].Start(); err != nil {
 		t.Fatal(err)
 	}

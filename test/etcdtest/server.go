@@ -191,6 +191,9 @@ func (s *Server) Stop() {
 	}
 	s.grpc = nil
 	s.mu.Unlock()
+	// A leader would try for 6 s to make another member lead, which may be
+	// stopping too.
+	s.etcd.Server.HardStop()
 	s.etcd.Close()
 	s.etcd = nil
 }
