@@ -48,10 +48,33 @@ func check(args *skel.CmdArgs) error {
 	ctx, cancel := context.WithTimeout(context.Background(), checkBound)
 	defer cancel()
 	slots, err := ipam.List(ctx, conf.RunDir)
+	key := ipam.Key{Container: args.ContainerID, IfName: args.IfName}
+	if isGuest(slots, key) {
+		return explain(errors.Join(err, checkGuestSlots(slots, key, want.Addrs), pod.CheckGuest(want, node.Bridge)))
+	}
 	if err == nil {
-		err = checkSlot(slots, ipam.Key{Container: args.ContainerID, IfName: args.IfName}, want.Addrs)
+		err = checkSlot(slots, key, want.Addrs)
 	}
 	return explain(errors.Join(err, pod.Check(want, node.Bridge)))
+}
+
+// isGuest says whether another plugin attached the pod, before this one took the
+// node over.
+func isGuest(slots []ipam.Entry, key ipam.Key) bool {
+	return slices.ContainsFunc(slots, func(s ipam.Entry) bool { return s.Key == key && s.Imported })
+}
+
+// checkGuestSlots looks whether each address of such a pod is held for it, in
+// whichever of its slots: a slot has an address of each family, and the other plugin
+// may have given but one of them.
+func checkGuestSlots(slots []ipam.Entry, key ipam.Key, want []netip.Prefix) error {
+	var errs []error
+	for _, p := range want {
+		if !slices.ContainsFunc(slots, func(s ipam.Entry) bool { return s.Key == key && slices.Contains(s.Addrs, p.Addr()) }) {
+			errs = append(errs, fmt.Errorf("address %s: no slot is held for it by %s of container %s", p.Addr(), key.IfName, key.Container))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // expected reads from a result how the interface should be.

@@ -25,14 +25,28 @@ func del(args *skel.CmdArgs) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), delBound)
 	defer cancel()
-	return retryable(detach(ctx, conf.RunDir, ipam.Key{Container: args.ContainerID, IfName: args.IfName}))
+	return retryable(detach(ctx, conf.RunDir, ipam.Key{Container: args.ContainerID, IfName: args.IfName}, args.Netns))
 }
 
 // detach removes the link and then gives the slot up: after a failure there is
 // still something that leads a later DEL or GC here.
-func detach(ctx context.Context, dir string, key ipam.Key) error {
+//
+// A pod that another plugin attached, before this one took the node over, has no
+// link of ours. Its interface goes by its name in the pod; where the namespace is
+// gone the kernel has removed it.
+func detach(ctx context.Context, dir string, key ipam.Key, netns string) error {
 	if _, err := pod.Detach(key.Container, key.IfName); err != nil {
 		return explain(fmt.Errorf("detach %s of container %s: %w", key.IfName, key.Container, err))
+	}
+	// A slot file that cannot be read is told by ReleaseAll.
+	slots, _ := ipam.List(ctx, dir)
+	for _, s := range slots {
+		if s.Key != key || !s.Imported {
+			continue
+		}
+		if _, err := pod.DetachGuest(netns, key.IfName, s.Addrs); err != nil {
+			return explain(fmt.Errorf("detach %s of container %s: %w", key.IfName, key.Container, err))
+		}
 	}
 	if _, err := ipam.ReleaseAll(ctx, dir, key); err != nil {
 		return explain(fmt.Errorf("release addresses of %s of container %s: %w", key.IfName, key.Container, err))

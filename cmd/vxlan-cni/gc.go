@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/vxlan-cni/vxlan-cni/pkg/ipam"
 	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 )
 
 // gcBound is how long GC may take; the next one goes on where it stopped.
@@ -39,10 +41,27 @@ func gc(args *skel.CmdArgs) error {
 	slots, err := ipam.List(ctx, conf.RunDir)
 	// A slot file that cannot be read must not keep the links of others.
 	errs := []error{err}
-	for _, stale := range staleAttachments(conf.Name, list, ports, slots) {
+	for _, stale := range staleAttachments(conf.Name, list, ports, withoutGuests(conf.RunDir, slots)) {
 		errs = append(errs, stale.remove(ctx, conf.RunDir))
 	}
 	return retryable(explain(errors.Join(errs...)))
+}
+
+// withoutGuests takes out the slots of pods that another plugin attached and that
+// may live: the runtime may list them under another network's name. Without
+// knowledge of the bridge it takes out all of them.
+func withoutGuests(dir string, slots []ipam.Entry) []ipam.Entry {
+	if !slices.ContainsFunc(slots, func(s ipam.Entry) bool { return s.Imported }) {
+		return slots
+	}
+	node, err := subnet.ReadNodeFile(dir)
+	var bridge pod.BridgeState
+	if err == nil {
+		bridge, _, err = pod.ReadBridge(node.Bridge)
+	}
+	return slices.DeleteFunc(slots, func(s ipam.Entry) bool {
+		return s.Imported && (err != nil || bridge.MayLive(s.Addrs, node.Subnets))
+	})
 }
 
 // A stale attachment is one that nobody wants any more. One of the two may be

@@ -15,6 +15,9 @@ import (
 // in a subnet is the first after the network's.
 func nodeBridge(node subnet.NodeFile) pod.Bridge {
 	b := pod.Bridge{Name: node.Bridge, Networks: node.Networks, MTU: node.MTU}
+	if node.BridgeMAC != (subnet.MAC{}) {
+		b.Hardware = node.BridgeMAC[:]
+	}
 	for _, s := range node.Subnets {
 		b.Gateways = append(b.Gateways, netip.PrefixFrom(s.Addr().Next(), s.Bits()))
 	}

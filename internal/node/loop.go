@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -55,6 +56,8 @@ type loop struct {
 	nodeOf   map[vxlan.MAC]string
 	answered map[string]uint64 // node → misses
 	mtu      int
+
+	bridgeMAC net.HardwareAddr // of a bridge that was there before us; else nil
 
 	heard   []vxlan.Change // by others since the last comparison
 	clock   schedule
@@ -165,7 +168,7 @@ func (l *loop) settle() error {
 func (l *loop) underlay4() bool { return l.device.Config().Local.Is4() }
 
 func (l *loop) bridge() pod.Bridge {
-	b := pod.Bridge{Name: l.cfg.Bridge, MTU: l.mtu}
+	b := pod.Bridge{Name: l.cfg.Bridge, MTU: l.mtu, Hardware: l.bridgeMAC}
 	for _, s := range l.snapshot.Own.Subnets {
 		b.Gateways = append(b.Gateways, netip.PrefixFrom(s.Addr().Next(), s.Bits()))
 	}
@@ -322,6 +325,9 @@ func (l *loop) publish() {
 	f := subnet.NodeFile{
 		Schema: subnet.NodeFileSchema, Node: l.cfg.Node, Subnets: l.snapshot.Own.Subnets,
 		MTU: l.mtu, Bridge: l.cfg.Bridge,
+	}
+	if l.bridgeMAC != nil {
+		f.BridgeMAC = subnet.MAC(l.bridgeMAC)
 	}
 	for _, r := range l.network.Ranges {
 		f.Networks = append(f.Networks, r.Network)

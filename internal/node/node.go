@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
+	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 	"github.com/vxlan-cni/vxlan-cni/pkg/vxlan"
 )
@@ -122,7 +124,7 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 	n.wait("the first snapshot")
 	n.loop = &loop{
 		cfg: n.cfg, network: network, underlay: underlay, log: n.log, journal: &n.journal,
-		device: device, monitor: monitor, ready: n.announce, mtu: mtu,
+		device: device, monitor: monitor, ready: n.announce, mtu: mtu, bridgeMAC: n.bridgeMAC(),
 		retained: retention{grace: n.cfg.Grace}, answered: map[string]uint64{},
 		repairs: rate.NewLimiter(repairRate, repairBurst),
 	}
@@ -131,7 +133,7 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 	if a, ok := n.manager.(Announcer); ok {
 		g.Go(func() error { return n.tell(ctx, a) })
 	}
-	g.Go(func() error { return sweeper{dir: n.cfg.RunDir, log: n.log, journal: &n.journal}.run(ctx) })
+	g.Go(func() error { return sweeper{dir: n.cfg.RunDir, bridge: n.cfg.Bridge, log: n.log, journal: &n.journal}.run(ctx) })
 	g.Go(func() error {
 		defer func() { _ = device.Close() }()
 		return n.loop.run(ctx, n.snapshots, n.queries)
@@ -174,6 +176,28 @@ func (n *node) held() []netip.Prefix {
 		n.log.Warn("node file not believed", "error", err)
 	}
 	return nil
+}
+
+// bridgeMAC returns the MAC by which running pods know their gateway, if it is
+// not ours to choose: what the node file says, or else that of a bridge with pods
+// which was there before us; a new one would stall their connections until their
+// neighbour entries fail.
+func (n *node) bridgeMAC() net.HardwareAddr {
+	if f, err := subnet.ReadNodeFile(n.cfg.RunDir); err == nil && f.Bridge == n.cfg.Bridge {
+		if f.BridgeMAC == (subnet.MAC{}) {
+			return nil
+		}
+		return f.BridgeMAC[:]
+	}
+	mac, err := pod.AdoptBridge(n.cfg.Bridge)
+	switch {
+	case err != nil:
+		n.log.Warn("the bridge's MAC cannot be read", "bridge", n.cfg.Bridge, "error", err)
+		return nil
+	case mac != nil:
+		n.log.Info("bridge with pods taken over", "bridge", n.cfg.Bridge, "mac", mac)
+	}
+	return mac
 }
 
 // offer puts s in the place of a snapshot that the loop has not taken yet.

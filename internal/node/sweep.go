@@ -19,8 +19,12 @@ const sweepEvery = time.Minute
 // A sweeper frees the slots of pods that are gone although no DEL ever came:
 // the runtime undoes a chain in reverse and stops at the first failure. A slot
 // without a link in two observations, a minute apart, is nobody's.
+//
+// The slot of a pod that another plugin attached has no link of ours: it is
+// nobody's if besides no port of the bridge can be that pod's.
 type sweeper struct {
 	dir     string
+	bridge  string
 	log     *slog.Logger
 	journal *journal
 }
@@ -55,9 +59,18 @@ func (s sweeper) sweep(ctx context.Context, before map[ipam.Key]bool, age time.D
 	for _, p := range ports {
 		links[p.HostName] = true
 	}
+	// Without knowledge of the bridge imported slots stay.
+	bridge, _, err := pod.ReadBridge(s.bridge)
+	known := err == nil
+	if !known {
+		s.log.Warn("addresses of pods that another plugin attached not swept", "error", err)
+	}
 	suspects := map[ipam.Key]bool{}
 	freed, err := ipam.Retain(ctx, s.dir, func(slot ipam.Slot) bool {
 		if slot.Age < age || links[pod.HostName(slot.Key.Container, slot.Key.IfName)] {
+			return true
+		}
+		if slot.Imported && (!known || bridge.MayLive(slot.Addrs, current.Subnets)) {
 			return true
 		}
 		suspects[slot.Key] = true

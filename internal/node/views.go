@@ -167,6 +167,10 @@ func (n *node) pods(ctx context.Context) ([]api.Pod, error) {
 	for _, p := range ports {
 		links[p.HostName] = true
 	}
+	bridge, _, err := pod.ReadBridge(n.cfg.Bridge)
+	if err != nil {
+		return nil, err
+	}
 	views := make([]api.Pod, 0, len(slots))
 	for _, s := range slots {
 		v := api.Pod{
@@ -175,6 +179,8 @@ func (n *node) pods(ctx context.Context) ([]api.Pod, error) {
 		}
 		if name := pod.HostName(s.Key.Container, s.Key.IfName); links[name] {
 			v.Link = name
+		} else if guest, ok := bridge.With(s.Addrs); ok && s.Imported {
+			v.Link = guest.HostName
 		}
 		views = append(views, v)
 	}

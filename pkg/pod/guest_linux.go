@@ -69,6 +69,24 @@ func ReadBridge(name string) (b BridgeState, found bool, err error) {
 	return b, true, err
 }
 
+// AdoptBridge returns the MAC of a bridge that has pods, for they know their
+// gateway by it, and sets it: from then on it does not follow the ports. Without
+// such a bridge it returns nil.
+func AdoptBridge(name string) (net.HardwareAddr, error) {
+	b, found, err := ReadBridge(name)
+	if err != nil || !found || b.Ports == 0 {
+		return nil, err
+	}
+	c, err := rtnl.Dial()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = c.Close() }()
+	set := newLink(unix.RTM_NEWLINK, 0, b.Index)
+	set.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, b.MAC))
+	return b.MAC, run(c, []step{{what: "keep MAC " + b.MAC.String() + " of " + name, req: set}})
+}
+
 // guests reads the addresses of the namespaces that ports lead to.
 func guests(ports []link) (list []Guest, err error) {
 	if len(ports) == 0 {

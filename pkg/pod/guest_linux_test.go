@@ -79,6 +79,34 @@ func TestReadBridgeTellsGuestsAndTheirAddresses(t *testing.T) {
 	})
 }
 
+// TestAdoptedMACIsPinned: a bridge whose MAC nobody set takes the lowest of its
+// ports', and changes it when that one goes.
+func TestAdoptedMACIsPinned(t *testing.T) {
+	node, one, two := netlab.TestNamespace(t), netlab.TestNamespace(t), netlab.TestNamespace(t)
+	adopt := func() (mac net.HardwareAddr) {
+		in(t, node, func() (err error) { mac, err = AdoptBridge("cni0"); return err })
+		return mac
+	}
+	if mac := adopt(); mac != nil {
+		t.Errorf("without a bridge %s, want none", mac)
+	}
+	output(t, node, "ip link add cni0 type bridge")
+	if mac := adopt(); mac != nil {
+		t.Errorf("without a pod %s, want none: nobody knows it", mac)
+	}
+	addGuest(t, node, one, "vethone", "10.244.1.20/24")
+	addGuest(t, node, two, "vethtwo", "10.244.1.21/24")
+	output(t, node, "ip link set vethone address 02:00:00:00:00:01")
+	mac := adopt()
+	if mac.String() != "02:00:00:00:00:01" {
+		t.Fatalf("MAC %s, want that of the lowest port: this test tests nothing", mac)
+	}
+	output(t, node, "ip link del vethone")
+	if got := readBridge(t, node).MAC; got.String() != mac.String() {
+		t.Errorf("after the port has gone MAC is %s, want %s", got, mac)
+	}
+}
+
 func TestMayLive(t *testing.T) {
 	subnets := prefixes("10.244.1.0/24", "fd00:1::/64")
 	known := Guest{"a", addrs("10.244.1.20", "fd00:1::20")}
@@ -180,6 +208,13 @@ func TestBridgeKeepsTheMACThatPodsKnow(t *testing.T) {
 	addGuest(t, node, old, "vethone", "10.244.1.20/24")
 	b := testBridge()
 	b.Hardware = mac
+	in(t, node, func() error {
+		got, err := AdoptBridge("cni0")
+		if err == nil && got.String() != mac.String() {
+			err = fmt.Errorf("adopted with MAC %s, want %s", got, mac)
+		}
+		return err
+	})
 	for range 2 {
 		if e := ensure(t, node, b); e.MAC.String() != mac.String() {
 			t.Errorf("says MAC %s, want %s", e.MAC, mac)

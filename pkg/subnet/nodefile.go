@@ -23,6 +23,10 @@ type NodeFile struct {
 	Subnets  []netip.Prefix `json:"subnets"`  // this node's pod subnets, IPv4 first
 	MTU      int            `json:"mtu"`      // bytes, for bridge and pods
 	Bridge   string         `json:"bridge"`   // name of the bridge that pods hang on
+
+	// BridgeMAC is that of a bridge which was there before us; zero: it follows
+	// from the gateway's address.
+	BridgeMAC MAC `json:"bridgeMAC,omitzero"`
 }
 
 // NodeFileSchema is the version of the format that this code reads and writes.
@@ -121,11 +125,11 @@ func ParseNodeFile(data []byte) (NodeFile, error) {
 
 func fillNodeFile(members []member) (NodeFile, error) {
 	var schema, mtu *int64
-	var node, bridge *string
+	var node, bridge, bridgeMAC *string
 	var networks, subnets *[]string
 	if err := fill(members, []field{
 		{"schema", &schema}, {"node", &node}, {"networks", &networks},
-		{"subnets", &subnets}, {"mtu", &mtu}, {"bridge", &bridge},
+		{"subnets", &subnets}, {"mtu", &mtu}, {"bridge", &bridge}, {"bridgeMAC", &bridgeMAC},
 	}, "", false); err != nil {
 		return NodeFile{}, err
 	}
@@ -135,6 +139,11 @@ func fillNodeFile(members []member) (NodeFile, error) {
 	}
 	f := NodeFile{Schema: NodeFileSchema, Node: or(node, ""), MTU: int(or(mtu, 0)), Bridge: or(bridge, "")}
 	var err error
+	if bridgeMAC != nil {
+		if f.BridgeMAC, err = ParseMAC(*bridgeMAC); err != nil {
+			return NodeFile{}, &keyError{"bridgeMAC", fmt.Errorf("bridgeMAC: %w", err)}
+		}
+	}
 	if f.Networks, err = parsePrefixes("networks", or(networks, nil)); err != nil {
 		return NodeFile{}, err
 	}
@@ -199,6 +208,9 @@ func (f NodeFile) check() error {
 	}
 	if err := checkLinkName(f.Bridge); err != nil {
 		return &keyError{"bridge", fmt.Errorf("bridge %w", err)}
+	}
+	if f.BridgeMAC[0]&1 != 0 {
+		return &keyError{"bridgeMAC", fmt.Errorf("bridgeMAC: %s: is a group address, want a unicast one", f.BridgeMAC)}
 	}
 	return nil
 }

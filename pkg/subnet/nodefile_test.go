@@ -219,6 +219,9 @@ func TestParseNodeFileErrors(t *testing.T) {
 		{with(`"cni0"`, `"a/b"`), `bridge "a/b": want`},
 		{with(`"cni0"`, `"a:b"`), `bridge "a:b": want`},
 		{with(`"cni0"`, `"a b"`), `bridge want`},
+		{with(`"cni0"`, `"cni0","bridgeMAC":"x"`), `bridgeMAC: MAC "x": want six`},
+		{with(`"cni0"`, `"cni0","bridgeMAC":"01:00:5e:00:00:01"`), `bridgeMAC: is a group address`},
+		{with(`"cni0"`, `"cni0","bridgeMAC":7`), `bridgeMAC 7: want a string`},
 		{with(`"cni0"`, `"abcdefghijklmnop"`), `bridge "abcdefghijklmnop": want 1 to 15 bytes`},
 	} {
 		f, err := ParseNodeFile([]byte(c.text))
@@ -265,4 +268,29 @@ func FuzzParseNodeFile(f *testing.F) {
 			t.Fatalf("%q\nwritten as %s\nread as %+v, %v", data, out, again, err)
 		}
 	})
+}
+
+// TestNodeFileBridgeMAC: it is there only where a bridge was taken over.
+func TestNodeFileBridgeMAC(t *testing.T) {
+	f, err := ParseNodeFile([]byte(goodNodeText))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, m := range map[string]MAC{goodNodeText: {}, strings.Replace(goodNodeText, `"cni0"`, `"cni0","bridgeMAC":"9a:0b:11:22:33:44"`, 1): mac("9a:0b:11:22:33:44")} {
+		dir := t.TempDir()
+		f.BridgeMAC = m
+		if err := f.Write(dir); err != nil {
+			t.Fatal(err)
+		}
+		if data, err := os.ReadFile(filepath.Join(dir, NodeFileName)); err != nil || string(data) != text {
+			t.Errorf("written as %s, %v\nwant       %s", data, err, text)
+		}
+		if got, err := ReadNodeFile(dir); err != nil || !reflect.DeepEqual(got, f) {
+			t.Errorf("read as %+v, %v\nwant    %+v", got, err, f)
+		}
+	}
+	f.BridgeMAC = MAC{1}
+	if err := f.Write(t.TempDir()); err == nil || !strings.Contains(err.Error(), "group address") {
+		t.Errorf("a group address is written: %v", err)
+	}
 }
