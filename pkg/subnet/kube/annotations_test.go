@@ -2,6 +2,7 @@ package kube
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -235,11 +236,9 @@ func TestAssigned(t *testing.T) {
 		{config4, []string{"fd00::/64"}, "10.244.0.0/16", true},
 	} {
 		got, err := assigned(parse(t, tt.config), aNode(tt.podCIDRs, nil))
-		text := ""
+		text := fmt.Sprint(got)
 		if err != nil {
 			text = err.Error()
-		} else if data, ok := netipText(got); ok {
-			text = data
 		}
 		if (err != nil) != tt.bad || !strings.Contains(text, tt.want) {
 			t.Errorf("%s %q: %s, want %s", tt.config, tt.podCIDRs, text, tt.want)
@@ -249,14 +248,6 @@ func TestAssigned(t *testing.T) {
 	if got, err := podCIDRs(old); err != nil || len(got) != 1 {
 		t.Errorf("podCIDR alone: %s, %v", got, err)
 	}
-}
-
-func netipText(list []netip.Prefix) (string, bool) {
-	var words []string
-	for _, p := range list {
-		words = append(words, p.String())
-	}
-	return "[" + strings.Join(words, " ") + "]", true
 }
 
 func TestStripKeepsWhatMatters(t *testing.T) {
