@@ -77,9 +77,9 @@ type outage struct {
 	endpoints string
 
 	mu     sync.Mutex
-	state  string // empty: all is well
-	since  time.Time
-	warned time.Time
+	state string // empty: all is well
+	since time.Time
+	due   time.Time // the next warning
 }
 
 func newOutage(log *slog.Logger, endpoints []string) *outage {
@@ -94,10 +94,12 @@ func (o *outage) report(w *waitError) {
 	if o.state == "" {
 		o.since = now
 	}
-	if o.state == w.state && now.Sub(o.warned) < warnEvery {
+	if o.state == w.state && now.Before(o.due) {
 		return
 	}
-	o.state, o.warned = w.state, now
+	// On a grid from the beginning: a pause before the attempt that brings the
+	// warning does not put off all that follow.
+	o.state, o.due = w.state, o.since.Add((now.Sub(o.since)/warnEvery+1)*warnEvery)
 	cause := w.text
 	if cause == "" {
 		cause = w.err.Error()

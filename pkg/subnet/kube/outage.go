@@ -108,9 +108,9 @@ type outage struct {
 	log *slog.Logger
 
 	mu     sync.Mutex
-	state  string // empty: all is well
-	since  time.Time
-	warned time.Time
+	state string // empty: all is well
+	since time.Time
+	due   time.Time // the next warning
 }
 
 // report is to be called at every failure.
@@ -121,10 +121,12 @@ func (o *outage) report(w *waitError) {
 	if o.state == "" {
 		o.since = now
 	}
-	if o.state == w.state && now.Sub(o.warned) < warnEvery {
+	if o.state == w.state && now.Before(o.due) {
 		return
 	}
-	o.state, o.warned = w.state, now
+	// On a grid from the beginning: a pause before the attempt that brings the
+	// warning does not put off all that follow.
+	o.state, o.due = w.state, o.since.Add((now.Sub(o.since)/warnEvery+1)*warnEvery)
 	o.log.Warn(w.state, "for", now.Sub(o.since).Round(time.Second), "error", w.err)
 }
 
