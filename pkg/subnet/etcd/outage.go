@@ -76,7 +76,7 @@ type outage struct {
 	log       *slog.Logger
 	endpoints string
 
-	mu     sync.Mutex
+	mu    sync.Mutex
 	state string // empty: all is well
 	since time.Time
 	due   time.Time // the next warning

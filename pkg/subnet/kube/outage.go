@@ -107,7 +107,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 type outage struct {
 	log *slog.Logger
 
-	mu     sync.Mutex
+	mu    sync.Mutex
 	state string // empty: all is well
 	since time.Time
 	due   time.Time // the next warning
