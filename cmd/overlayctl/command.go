@@ -16,6 +16,7 @@ import (
 	"github.com/peterbourgon/ff/v3/ffcli"
 
 	"github.com/vxlan-cni/vxlan-cni/internal/api"
+	"github.com/vxlan-cni/vxlan-cni/internal/migrate"
 	"github.com/vxlan-cni/vxlan-cni/internal/version"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 )
@@ -25,8 +26,8 @@ const flagsUsage = " [flags]"
 
 const about = `overlayctl shows what the overlayd of this node knows and does.
 
-Exit status: 0 all is well; 1 overlayd is not running or did not answer;
-2 wrong command line; 3 the node is not ready (status only).`
+Exit status: 0 all is well; 1 overlayd is not running or did not answer, or
+a migration cannot be; 2 wrong command line; 3 the node is not ready (status only).`
 
 // errNotReady is the end of a status that was printed and is bad news.
 var errNotReady = errors.New("the node is not ready")
@@ -42,11 +43,16 @@ type program struct {
 	look   look
 	runDir string
 	format format
-	out    bytes.Buffer
-	named  *ffcli.Command // whose flags asked for help or are wrong
+
+	migration migration
+
+	out   bytes.Buffer
+	named *ffcli.Command // whose flags asked for help or are wrong
 }
 
-func newProgram(l look) *program { return &program{look: l, format: "table"} }
+func newProgram(l look) *program {
+	return &program{look: l, format: "table", migration: migration{flannel: migrate.Default()}}
+}
 
 // execute carries out one command line and returns what belongs on standard
 // output, with an error or without.
@@ -87,6 +93,7 @@ func (p *program) tree() *ffcli.Command {
 		p.command("leases", "which node holds which subnet", show(p, api.PathLeases, leasesText)),
 		p.command("misses", "what the kernel asked for and was told, newest first", show(p, api.PathMisses, missesText)),
 		p.command("events", "what overlayd saw and did, newest first", show(p, api.PathEvents, eventsText)),
+		p.command("migrate", "take this node over from flannel: enter its pods' addresses, and say how to go on", p.migrate),
 		p.command("version", "the build of overlayctl and of the overlayd that runs", p.version),
 	}
 	root.Exec = func(_ context.Context, args []string) error {
@@ -127,6 +134,9 @@ func (p *program) prepare(c *ffcli.Command) {
 	set.SetOutput(io.Discard)
 	set.StringVar(&p.runDir, "run-dir", subnet.RunDir, "`folder` in which overlayd keeps its socket")
 	set.Var(&p.format, "o", "`format` of the output: table, or json as overlayd answers it")
+	if c.Name == "migrate" {
+		p.migration.define(set)
+	}
 	c.FlagSet = set
 	c.UsageFunc = func(c *ffcli.Command) string {
 		p.named = c

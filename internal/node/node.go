@@ -133,7 +133,9 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 	if a, ok := n.manager.(Announcer); ok {
 		g.Go(func() error { return n.tell(ctx, a) })
 	}
-	g.Go(func() error { return sweeper{dir: n.cfg.RunDir, bridge: n.cfg.Bridge, log: n.log, journal: &n.journal}.run(ctx) })
+	g.Go(func() error {
+		return sweeper{dir: n.cfg.RunDir, bridge: n.cfg.Bridge, log: n.log, journal: &n.journal}.run(ctx)
+	})
 	g.Go(func() error {
 		defer func() { _ = device.Close() }()
 		return n.loop.run(ctx, n.snapshots, n.queries)
