@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,6 +54,9 @@ func parse(args []string) (*options, error) {
 	if o.flags.NArg() > 0 {
 		return o, fmt.Errorf("argument %q: overlayd takes flags only", o.flags.Arg(0))
 	}
+	if err := o.fitting(); err != nil {
+		return o, err
+	}
 	if o.onKube {
 		o.node.Store = "kube"
 		if name, ok := os.LookupEnv(nodeNameEnv); ok && !o.isSet("node-id") {
@@ -60,6 +64,25 @@ func parse(args []string) (*options, error) {
 		}
 	}
 	return o, o.node.Check()
+}
+
+// fitting returns an error for a flag of the store that is not used: whoever
+// gave it believes that it does something.
+func (o *options) fitting() (err error) {
+	o.flags.Visit(func(f *flag.Flag) {
+		etcdOnly := strings.HasPrefix(f.Name, "etcd-") || f.Name == "lease-ttl"
+		kubeOnly := slices.Contains([]string{
+			"kubeconfig-file", "kube-api-url", "kube-annotation-prefix", "net-config-path", "startup-taint",
+		}, f.Name)
+		switch {
+		case err != nil:
+		case etcdOnly && o.onKube:
+			err = fmt.Errorf("--%s: means nothing with --kube-subnet-mgr: leave one of them out", f.Name)
+		case kubeOnly && !o.onKube:
+			err = fmt.Errorf("--%s: means nothing without --kube-subnet-mgr: add that, or leave it out", f.Name)
+		}
+	})
+	return err
 }
 
 // isSet says whether a flag was given, on the command line or by environment.
@@ -97,7 +120,12 @@ func (o *options) define() {
 	f.StringVar(&n.Node, "node-id", n.Node, "stable `name` of this node; its lease follows it, whatever its address is")
 	f.StringVar(&n.RunDir, "run-dir", n.RunDir, "`folder` for node file, socket and slot files; must not survive a reboot")
 	f.StringVar(&n.Iface, "iface", "", "underlay interface by `name|address`; without it that of the default route")
-	f.TextVar(&n.Public, "public-ip", netip.Addr{}, "`address` that other nodes send to; without it the underlay interface's")
+	f.Func("public-ip", "`address` that other nodes send to; without it the underlay interface's", func(s string) (err error) {
+		if n.Public, err = netip.ParseAddr(s); err != nil {
+			return errors.New("want an IP address such as 192.0.2.7")
+		}
+		return nil
+	})
 	f.StringVar(&n.Device, "device", n.Device, "`name` of the VXLAN device")
 	f.StringVar(&n.Bridge, "bridge", n.Bridge, "`name` of the bridge that pods hang on")
 	f.StringVar((*string)(&n.Resolve), "resolve", string(n.Resolve), "`eager|on-miss`: neighbour and FDB entries all at once, or when the kernel asks for them")
@@ -122,7 +150,12 @@ func (o *options) define() {
 	f.StringVar(&k.AnnotationPrefix, "kube-annotation-prefix", kube.DefaultAnnotationPrefix, "`prefix` of the Node annotations")
 	f.StringVar(&k.ConfigPath, "net-config-path", kube.DefaultConfigPath, "`file` of the network's configuration, with --kube-subnet-mgr")
 	f.StringVar(&k.StartupTaint, "startup-taint", "", "`key` of a taint to take off the Node once its network works, with --kube-subnet-mgr")
-	f.TextVar(&o.level, "log-level", slog.LevelInfo, "`debug|info|warn|error`")
+	f.Func("log-level", "`debug|info|warn|error` (default info)", func(s string) error {
+		if o.level.UnmarshalText([]byte(s)) != nil {
+			return errors.New("want debug, info, warn or error")
+		}
+		return nil
+	})
 	f.BoolVar(&o.json, "log-json", false, "log as JSON lines")
 	f.BoolVar(&o.version, "version", false, "print the version and end")
 }
@@ -147,8 +180,14 @@ func (o *options) duration(p *time.Duration, name string, value time.Duration, t
 
 // short writes 24h instead of 24h0m0s.
 func short(d time.Duration) string {
-	s := strings.TrimSuffix(d.String(), "0s")
-	return strings.TrimSuffix(s, "0m")
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
 }
 
 // flagOf gives the fields of etcd.Options and kube.Options the names of their
@@ -176,7 +215,7 @@ Flags:
 		value, text := flag.UnquoteUsage(f)
 		fmt.Fprintf(&b, "  %s\n        %s", strings.TrimSpace("--"+f.Name+" "+value), text)
 		if f.DefValue != "" && f.DefValue != "false" {
-			fmt.Fprintf(&b, " (default %s)", strings.ToLower(f.DefValue))
+			fmt.Fprintf(&b, " (default %s)", f.DefValue)
 		}
 		b.WriteString("\n")
 	})

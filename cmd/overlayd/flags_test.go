@@ -64,9 +64,12 @@ func TestBadFlagsAreOneLineThatNamesThem(t *testing.T) {
 		{args: []string{"--kube-subnet-mgr", "--startup-taint", "=x"}, want: []string{"--startup-taint", `"=x"`, "key of a taint"}},
 		{args: []string{"--kube-subnet-mgr", "--kubeconfig-file", "/nosuch"}, want: []string{"--kubeconfig-file", `"/nosuch"`, "no such file"}},
 		{args: []string{"--kube-subnet-mgr"}, want: []string{"--kubeconfig-file", "--kube-api-url", "in-cluster"}},
-		{args: []string{"--public-ip", "300.1.1.1"}, want: []string{"-public-ip", "300.1.1.1"}},
+		{args: []string{"--public-ip", "300.1.1.1"}, want: []string{"-public-ip", "300.1.1.1", "such as 192.0.2.7"}},
+		{args: []string{"--metrics-address", "nowhere"}, want: []string{"--metrics-address", `"nowhere"`, "127.0.0.1:9472"}},
+		{args: []string{"--startup-taint", "x"}, want: []string{"--startup-taint", "--kube-subnet-mgr"}},
+		{args: []string{"--kube-subnet-mgr", "--etcd-prefix", "/x"}, want: []string{"--etcd-prefix", "--kube-subnet-mgr"}},
 		{args: []string{"--device", "a-name-that-is-too-long"}, want: []string{"--device", "1 to 15 bytes"}},
-		{args: []string{"--log-level", "loud"}, want: []string{"-log-level", "loud"}},
+		{args: []string{"--log-level", "loud"}, want: []string{"-log-level", "loud", "info, warn"}},
 		{env: [2]string{"OVERLAYD_LEASE_TTL", "soon"}, want: []string{"OVERLAYD_LEASE_TTL", "such as 90s"}},
 	}
 	for _, tt := range tests {
@@ -127,4 +130,15 @@ func TestEveryFlagIsDocumented(t *testing.T) {
 			t.Errorf("docs/configuration.md lacks `--%s`", f.Name)
 		}
 	})
+}
+
+func TestShort(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		24 * time.Hour: "24h", 10 * time.Minute: "10m", 90 * time.Second: "1m30s", 30 * time.Second: "30s",
+		90 * time.Minute: "1h30m", 20 * time.Second: "20s", 0: "0s", time.Hour + time.Second: "1h0m1s",
+	} {
+		if got := short(d); got != want {
+			t.Errorf("%s is shown as %q, want %q", d, got, want)
+		}
+	}
 }

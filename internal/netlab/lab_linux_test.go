@@ -1,6 +1,7 @@
 package netlab
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -233,5 +234,34 @@ func TestStoreThatFailsIsReported(t *testing.T) {
 	_, err := l.StartStore("sh", "-c", "echo no disk >&2; exit 3")
 	if err == nil || !strings.Contains(err.Error(), "no disk") {
 		t.Errorf("want the store's own words, got %v", err)
+	}
+}
+
+// Somebody else's labs, kept or left behind by a kill, are not ours to remove.
+func TestAbandonedLeavesOthersLabsAlone(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, place := range map[string]string{"ovl-1-ours": here, "ovl-1-theirs": "/somewhere/else"} {
+		b, err := json.Marshal(state{ID: id, Owner: Process{PID: 1 << 30}, Place: place, Kept: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Mkdir(filepath.Join(dir, id), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, id, stateName), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	labs, err := Abandoned(true)
+	if err != nil || len(labs) != 1 || labs[0].ID != "ovl-1-ours" {
+		t.Errorf("abandoned: %v, %v", labs, err)
+	}
+	if labs, err := Abandoned(false); err != nil || len(labs) != 0 {
+		t.Errorf("abandoned and not to be kept: %v, %v", labs, err)
 	}
 }

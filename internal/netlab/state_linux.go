@@ -17,6 +17,7 @@ const stateName = "lab.json"
 type state struct {
 	ID        string    `json:"id"`
 	Owner     Process   `json:"owner"`
+	Place     string    `json:"place"` // the owner's working folder: whose lab it is
 	Kept      bool      `json:"kept"`
 	Processes []Process `json:"processes"`
 }
@@ -24,7 +25,11 @@ type state struct {
 // save writes the lab's state, so that the lab can be removed even if its owner
 // is killed. l.mu is held, or nobody else knows l yet.
 func (l *Lab) save() error {
-	b, err := json.MarshalIndent(state{l.ID, self(), l.opts.Keep, l.procs}, "", "  ")
+	place, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(state{l.ID, self(), place, l.opts.Keep, l.procs}, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -35,9 +40,15 @@ func (l *Lab) save() error {
 	return os.Rename(path+".tmp", path)
 }
 
-// Abandoned finds the labs whose owner has ended, those that were to be kept
-// among them only if kept is set. What is returned can only be closed.
+// Abandoned finds the labs whose owner has ended and worked in the folder that
+// this process works in: another checkout's labs are another's. Those that were
+// to be kept are among them only if kept is set. What is returned can only be
+// closed.
 func Abandoned(kept bool) ([]*Lab, error) {
+	place, err := os.Getwd()
+	if err != nil {
+		return nil, err
+	}
 	files, err := filepath.Glob(filepath.Join(os.TempDir(), "ovl-*", stateName))
 	if err != nil {
 		return nil, err
@@ -49,7 +60,7 @@ func Abandoned(kept bool) ([]*Lab, error) {
 		switch {
 		case err != nil:
 			errs = append(errs, err)
-		case !s.Owner.Alive() && (kept || !s.Kept):
+		case s.Place == place && !s.Owner.Alive() && (kept || !s.Kept):
 			labs = append(labs, l)
 		}
 	}
