@@ -1,0 +1,425 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/vxlan-cni/vxlan-cni/internal/netlab"
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
+	"github.com/vxlan-cni/vxlan-cni/test/cluster"
+)
+
+const (
+	flannelSubnet = "10.244.77.0/24"
+	flannelMAC    = "2a:67:92:2b:6c:d5"
+)
+
+// A flannelNode is a node as flannel and its chain leave it: record, device and
+// tables are made by hand, for nothing of flannel's keeps them right either;
+// pods hang on it by the reference plugins.
+type flannelNode struct {
+	*netlab.Node
+	runtime cluster.Runtime // attaches pods by bridge and host-local
+	data    string          // host-local's folder of all networks
+	env     string          // subnet.env
+}
+
+// newFlannelNode makes the cluster's first node one that runs flannel; the others
+// run overlayd.
+func newFlannelNode(t *testing.T, c *cluster.Cluster, flags ...string) *flannelNode {
+	t.Helper()
+	f := &flannelNode{Node: c.Nodes[0], runtime: *c.Runtimes[0]}
+	f.data, f.env = filepath.Join(f.Dir, "networks"), filepath.Join(f.Dir, "subnet.env")
+	err := errors.Join(
+		c.StartEtcd(),
+		c.Put(t.Context(), "config", cluster.Network),
+		os.WriteFile(f.env, []byte("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.77.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"), 0o600),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.lease(t, c)
+	for _, n := range c.Nodes[1:] {
+		if err := errors.Join(n.Start(flags...), n.Ready(cluster.ReadyWithin)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, n := range c.Nodes[1:] {
+		if err := cluster.InSync(t.Context(), n, 2); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.program(t, c)
+	f.runtime.List = f.chain(t)
+	return f
+}
+
+// lease writes the node's record, on an etcd lease of its own, as flannel does.
+func (f *flannelNode) lease(t *testing.T, c *cluster.Cluster) {
+	t.Helper()
+	client, err := c.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	lease, err := client.Grant(ctx, 86400)
+	if err != nil {
+		t.Fatal(err)
+	}
+	value := fmt.Sprintf(`{"PublicIP":"%s","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"%s"}}`, f.Address, flannelMAC)
+	if _, err := client.Put(ctx, cluster.Prefix+"/subnets/10.244.77.0-24", value, clientv3.WithLease(lease.ID)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// records reads all leases of the cluster.
+func records(t *testing.T, c *cluster.Cluster) (list []subnet.Record) {
+	t.Helper()
+	client, err := c.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	prefix := cluster.Prefix + "/subnets/"
+	resp, err := client.Get(ctx, prefix, clientv3.WithPrefix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kv := range resp.Kvs {
+		list = append(list, subnet.ParseRecord(strings.TrimPrefix(string(kv.Key), prefix), kv.Value))
+	}
+	return list
+}
+
+// program makes flannel.1 and, for each other lease, what flannel programs: a
+// PERMANENT neighbour and FDB entry and the route via .0.
+func (f *flannelNode) program(t *testing.T, c *cluster.Cluster) {
+	t.Helper()
+	lines := []string{
+		fmt.Sprintf("link add flannel.1 address %s mtu 1450 type vxlan id 1 dev eth0 local %s dstport 8472 nolearning", flannelMAC, f.Address),
+		"address add 10.244.77.0/32 dev flannel.1",
+		"link set flannel.1 up",
+	}
+	var entries []string
+	for _, r := range records(t, c) {
+		if r.Err != nil || r.Lease.Node == "" {
+			continue
+		}
+		s, v := r.Lease.Subnets[0], r.Lease.VTEPs[0]
+		lines = append(lines,
+			fmt.Sprintf("neigh replace %s lladdr %s nud permanent dev flannel.1", s.Addr(), v.MAC),
+			fmt.Sprintf("route replace %s via %s dev flannel.1 onlink", s, s.Addr()))
+		entries = append(entries, fmt.Sprintf("fdb replace %s dst %s dev flannel.1 self permanent", v.MAC, v.Underlay))
+	}
+	if len(entries) != 2 {
+		t.Fatalf("flannel knows %d peers, want 2", len(entries))
+	}
+	if err := errors.Join(f.IP(lines...), f.Bridge(entries...)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// chain is what flannel's CNI plugin hands to the reference plugins.
+func (f *flannelNode) chain(t *testing.T) *libcni.NetworkConfigList {
+	t.Helper()
+	list, err := libcni.ConfListFromBytes(fmt.Appendf(nil, `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{
+		"type":"bridge","bridge":"cni0","isGateway":true,"isDefaultGateway":true,"hairpinMode":true,"ipMasq":false,"mtu":1450,
+		"ipam":{"type":"host-local","dataDir":%q,"ranges":[[{"subnet":%q}]],"routes":[{"dst":"10.244.0.0/16"}]}}]}`, f.data, flannelSubnet))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+func (f *flannelNode) add(t *testing.T, name string) *cluster.Pod {
+	t.Helper()
+	p, err := f.runtime.Add(t.Context(), name, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// migrate runs overlayctl migrate on the node.
+func (f *flannelNode) migrate(t *testing.T, more ...string) string {
+	t.Helper()
+	args := append([]string{
+		"migrate", "--from", "flannel", "--run-dir", f.RunDir, "--subnet-env", f.env, "--cni-networks", f.data,
+		"--cni-results", filepath.Join(f.Dir, "cni", "results"),
+	}, more...)
+	out, err := f.Output(filepath.Join(binDir, "overlayctl"), args...)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return out
+}
+
+// allPairs pings from each pod to each other.
+func allPairs(t *testing.T, when string, pods ...*cluster.Pod) {
+	t.Helper()
+	for _, from := range pods {
+		for _, to := range pods {
+			r, err := netlab.Ping(t.Context(), from.NS, netlab.Pings{To: to.Addr, Count: 2, Interval: time.Millisecond})
+			if err != nil || r.Lost() > 0 {
+				t.Errorf("%s: %s to %s: %v %v", when, from.Args.ContainerID, to.Args.ContainerID, r, err)
+			}
+		}
+	}
+}
+
+// A stream is a TCP connection on which numbers go there and back all the time.
+type stream struct {
+	name string
+	conn net.Conn
+	stop chan struct{}
+	done sync.WaitGroup
+
+	trips int
+	gap   time.Duration // the longest between two answers
+	err   error         // why it ended early
+}
+
+// startStream opens a stream from one pod to another, which has an EchoServer.
+func startStream(t *testing.T, name string, from, to *cluster.Pod, port uint16) *stream {
+	t.Helper()
+	conn, err := from.NS.Dial("tcp", netip.AddrPortFrom(to.Addr, port).String())
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	s := &stream{name: name, conn: conn, stop: make(chan struct{})}
+	s.done.Go(s.run)
+	t.Cleanup(func() { s.end() })
+	return s
+}
+
+func (s *stream) run() {
+	out, in := make([]byte, 1024), make([]byte, 1024)
+	for last := time.Now(); ; {
+		select {
+		case <-s.stop:
+			return
+		case <-time.After(2 * time.Millisecond):
+		}
+		binary.BigEndian.PutUint64(out, uint64(s.trips))
+		s.err = s.conn.SetDeadline(time.Now().Add(30 * time.Second))
+		if s.err == nil {
+			_, s.err = s.conn.Write(out)
+		}
+		if s.err == nil {
+			_, s.err = io.ReadFull(s.conn, in)
+		}
+		if s.err == nil && !bytes.Equal(in, out) {
+			s.err = errors.New("other bytes came back")
+		}
+		if s.err != nil {
+			return
+		}
+		now := time.Now()
+		s.trips, s.gap, last = s.trips+1, max(s.gap, now.Sub(last)), now
+	}
+}
+
+// end stops the stream and waits for it; a second call does nothing.
+func (s *stream) end() {
+	select {
+	case <-s.stop:
+	default:
+		close(s.stop)
+	}
+	s.done.Wait()
+	_ = s.conn.Close()
+}
+
+// serve runs an EchoServer in a pod.
+func serve(t *testing.T, p *cluster.Pod, port uint16) {
+	t.Helper()
+	s, err := netlab.StartEcho(p.NS, port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+}
+
+// TestTakeOverFromFlannel is the way of one node from flannel to overlayd, with
+// pods that run and talk all the time.
+func TestTakeOverFromFlannel(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode, func(t *testing.T) { testTakeOver(t, mode) })
+	}
+}
+
+func testTakeOver(t *testing.T, mode string) {
+	c := newCluster(t, threeNodes())
+	f := newFlannelNode(t, c, "--resolve", mode)
+	old := []*cluster.Pod{f.add(t, "old1"), f.add(t, "old2")}
+	var others []*cluster.Pod
+	for _, r := range c.Runtimes[1:] {
+		p, err := r.Add(t.Context(), "p", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		others = append(others, p)
+	}
+	allPairs(t, "beside flannel", append(old, others...)...)
+	if t.Failed() {
+		return
+	}
+
+	const port = 7
+	for _, p := range append(old, others...) {
+		serve(t, p, port)
+	}
+	streams := []*stream{
+		startStream(t, "out", old[0], others[0], port), startStream(t, "in", others[1], old[0], port),
+		startStream(t, "out, other pod", old[1], others[1], port), startStream(t, "same node", old[0], old[1], port),
+		startStream(t, "same node, back", old[1], old[0], port),
+	}
+	bridgeMAC := linkMAC(t, f.Node, "cni0")
+	wait(t, 300*time.Millisecond) // of traffic
+
+	if out := f.migrate(t, "--dry-run"); !strings.Contains(out, "dry run") || strings.Count(out, " import ") != 2 || !strings.Contains(out, "lab/old1") {
+		t.Fatalf("dry run:\n%s", out)
+	}
+	if out := f.migrate(t); !strings.Contains(out, "2 addresses entered. Now start overlayd with: --device flannel.1 --bridge cni0") {
+		t.Fatalf("migrate:\n%s", out)
+	}
+	if err := f.Start("--resolve", mode, "--device", "flannel.1", "--bridge", "cni0"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, 2*time.Second) // of traffic after it
+	for _, s := range streams {
+		s.end()
+		t.Logf("stream %s: %d trips, longest pause %v", s.name, s.trips, s.gap.Round(time.Millisecond))
+		if s.err != nil || s.trips < 100 {
+			t.Errorf("stream %s: %d trips, then %v", s.name, s.trips, s.err)
+		}
+	}
+	wantTakenOver(t, c, f, bridgeMAC)
+	allPairs(t, "after the take-over", append(old, others...)...)
+
+	var fresh []*cluster.Pod
+	for i := range 5 {
+		p, err := c.Runtimes[0].Add(t.Context(), fmt.Sprintf("new%d", i), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fresh = append(fresh, p)
+		if p.Addr == old[0].Addr || p.Addr == old[1].Addr {
+			t.Errorf("%s got %s, which an old pod has", p.Name, p.Addr)
+		}
+	}
+	if out, err := fresh[0].NS.Output("ip", "neigh", "show", "10.244.77.1"); err != nil || !strings.Contains(out, bridgeMAC+" PERMANENT") {
+		t.Errorf("a new pod knows its gateway as %q, %v; want %s", out, err, bridgeMAC)
+	}
+	allPairs(t, "old and new", slices.Concat(old, fresh[:2], others)...)
+	wantNothingAfterDel(t, c, f, append(old, fresh...))
+}
+
+func linkMAC(t *testing.T, n *netlab.Node, link string) (mac string) {
+	t.Helper()
+	err := n.Do(func() error {
+		l, err := net.InterfaceByName(link)
+		if err == nil {
+			mac = l.HardwareAddr.String()
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mac
+}
+
+// wantTakenOver looks at record, device, tables and bridge of the node that was
+// taken over.
+func wantTakenOver(t *testing.T, c *cluster.Cluster, f *flannelNode, bridgeMAC string) {
+	t.Helper()
+	mac := subnet.VTEPMAC(f.Name, true).String()
+	if got := linkMAC(t, f.Node, "flannel.1"); got != mac {
+		t.Errorf("flannel.1 has MAC %s, want %s of the node's", got, mac)
+	}
+	if got := linkMAC(t, f.Node, "cni0"); got != bridgeMAC {
+		t.Errorf("cni0 has MAC %s, had %s: pods know it", got, bridgeMAC)
+	}
+	all := records(t, c)
+	i := slices.IndexFunc(all, func(r subnet.Record) bool { return r.Key == "10.244.77.0-24" })
+	if i < 0 || len(all) != 3 || all[i].Lease.Node != f.Name || all[i].Lease.VTEPs[0].MAC.String() != mac {
+		t.Errorf("records %+v, want three, and that of 10.244.77.0/24 the node's", all)
+	}
+	for _, command := range []string{"ip route show dev flannel.1", "ip neigh show dev flannel.1", "bridge fdb show dev flannel.1"} {
+		words := strings.Fields(command)
+		out, err := f.Output(words[0], words[1:]...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(out) {
+			if words[1] == "route" && !strings.Contains(line, "proto 77") {
+				t.Errorf("%s: %s is flannel's", command, strings.TrimSpace(line))
+			}
+		}
+	}
+	for _, n := range c.Nodes[1:] {
+		if text := tables(t, n); strings.Contains(text, flannelMAC) {
+			t.Errorf("%s still knows flannel's MAC:\n%s", n.Name, text)
+		}
+	}
+}
+
+// wantNothingAfterDel deletes all pods of the node by vxlan-cni, whoever attached
+// them.
+func wantNothingAfterDel(t *testing.T, c *cluster.Cluster, f *flannelNode, pods []*cluster.Pod) {
+	t.Helper()
+	held, err := f.API().Pods(t.Context())
+	if err != nil || len(held) != len(pods) {
+		t.Errorf("%d slots are held, %v, want %d", len(held), err, len(pods))
+	}
+	for _, h := range held {
+		if h.Link == "" {
+			t.Errorf("pod %s, %v, has no link", h.Container, h.Addresses)
+		}
+	}
+	for _, p := range pods {
+		for range 2 { // kubelet sends several
+			if err := c.Runtimes[0].Detach(t.Context(), nil, p); err != nil {
+				t.Error(err)
+			}
+		}
+		if links, err := p.NS.Links(); err != nil || slices.Contains(links, "eth0") {
+			t.Errorf("%s: the pod has the links %v, %v", p.Name, links, err)
+		}
+	}
+	if held, err := f.API().Pods(t.Context()); err != nil || len(held) != 0 {
+		t.Errorf("after DEL of all pods %+v is held, %v", held, err)
+	}
+	links, err := f.Links()
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(links)
+	if want := []string{"cni0", "eth0", "flannel.1", "lo"}; !slices.Equal(links, want) {
+		t.Errorf("after DEL of all pods the node has the links %v, want %v", links, want)
+	}
+}
