@@ -292,12 +292,16 @@ func (l *loop) ensureBridge(why string) ([]string, error) {
 	return append(b.Changes, back...), err
 }
 
-// blame journals what others did, if it had to be undone. Much of what is heard
-// is the kernel's own account of what we asked for.
+// blame journals what others did: all of it, if something had to be undone, else
+// what somebody did by name. In on-miss mode a flushed table is such a thing:
+// its entries come back when they are asked for. Much else of what is heard is
+// the kernel's own account of what we asked for.
 func (l *loop) blame(undone bool) {
 	if undone && len(l.heard) > 0 {
 		l.kernel.Foreign++
-		for _, c := range l.heard {
+	}
+	for _, c := range l.heard {
+		if undone || c.Port != 0 {
 			l.journal.event("foreign", fmt.Sprintf("%s (netlink port %d)", c.Text, c.Port))
 		}
 	}
@@ -352,8 +356,9 @@ func (l *loop) scope() vxlan.Scope {
 		// Of links and FDB entries the kernel does not say who changed them:
 		// what is as wanted is no news. Nobody writes to l.want; derive
 		// replaces it.
-		Device: l.device.Config(),
-		Want:   l.want,
+		Device:   l.device.Config(),
+		Want:     l.want,
+		Gateways: l.bridge().Gateways,
 	}
 	for _, r := range l.network.Ranges {
 		s.Networks = append(s.Networks, r.Network)

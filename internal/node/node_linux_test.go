@@ -333,9 +333,27 @@ func TestTamperingIsUndone(t *testing.T) {
 	if s := r.status(); s.Kernel.Foreign == 0 {
 		t.Error("no foreign change was counted")
 	}
-	if text := fmt.Sprint(events); !strings.Contains(text, "set link overlay.1 down") || !strings.Contains(text, "deleted route 10.244.77.0/24") {
+	if text := fmt.Sprint(events); strings.Contains(text, "foreign set address") || !strings.Contains(text, "set link overlay.1 down") || !strings.Contains(text, "deleted route 10.244.77.0/24") {
 		t.Errorf("events do not name the changes: %s", text)
 	}
+}
+
+func TestFlushInOnMissModeIsTold(t *testing.T) {
+	underlay(t)
+	store := subnettest.NewStore(network(t))
+	put(t, store, lease("a", "10.244.77.0/24", "192.0.2.77", 77))
+	r := start(t, store, func(c *Config) { c.Resolve = OnMiss })
+	r.ready()
+	r.inSync(1)
+	ip(t, "ip neigh replace 10.244.77.0 lladdr 02:00:00:00:00:4d dev overlay.1 nud permanent")
+	ip(t, "ip neigh flush dev overlay.1 nud permanent")
+	eventually(t, "the flush is told", func() error {
+		events, err := r.client.Events(t.Context())
+		if err == nil && !strings.Contains(fmt.Sprint(events), "foreign deleted neigh 10.244.77.0") {
+			err = fmt.Errorf("events %v", events)
+		}
+		return err
+	})
 }
 
 func TestHostileRecordsNeverReachTheKernel(t *testing.T) {

@@ -38,6 +38,10 @@ type Scope struct {
 	Ports    []uint32       // netlink port ids of our own sockets, whose changes are no news
 	Networks []netip.Prefix // routes inside them are ours to keep
 
+	// Gateways are the bridge's addresses. That one is set is no news: it is
+	// done by whoever makes the bridge right, with a socket of its own.
+	Gateways []netip.Prefix
+
 	// Device and Want are what the device and its tables should be. The kernel
 	// tells of links, FDB entries and IPv6 addresses without saying who asked;
 	// there what makes them as they should be is no news. The zero values make
@@ -201,6 +205,9 @@ func (s Scope) describeAddress(n rtnl.Notification) string {
 	// The bridge's gateway address lies inside the networks, too.
 	a, ok := parseAddress(n.Body)
 	if !ok || a.index != s.Index && !s.inside(a.prefix) {
+		return ""
+	}
+	if n.Kind == unix.RTM_NEWADDR && slices.Contains(s.Gateways, a.prefix) {
 		return ""
 	}
 	wanted := slices.Contains(s.Device.Addrs, a.prefix)
