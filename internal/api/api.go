@@ -53,8 +53,9 @@ type Store struct {
 
 // Ignored is a stored record that was not believed.
 type Ignored struct {
-	Key    string `json:"key"`
-	Reason string `json:"reason"`
+	Key      string `json:"key"`
+	Reason   string `json:"reason"`
+	Conflict bool   `json:"conflict,omitempty"` // it makes sense by itself, but somebody else holds what it names
 }
 
 // Underlay is the node's own end of the network that carries the tunnels.

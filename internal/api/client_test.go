@@ -63,7 +63,7 @@ func TestClientDecodesEveryAnswer(t *testing.T) {
 
 	check(t, PathStatus, Status{
 		Node: "a", Started: at, NotReady: []string{"no lease"}, Resolve: "eager",
-		Store: Store{Kind: "etcd", Revision: 7, Ignored: []Ignored{{"k", "why"}}},
+		Store: Store{Kind: "etcd", Revision: 7, Ignored: []Ignored{{Key: "k", Reason: "why", Conflict: true}}},
 		Lease: Lease{Subnets: subnets, VTEPs: []VTEP{{Underlay: addr, MAC: "0e:00:00:00:00:01", VNI: 1}}},
 		Slots: Slots{Total: 253, Held: 2, Resting: 1},
 	}, (*Client).Status)

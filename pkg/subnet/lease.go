@@ -12,6 +12,7 @@ type Lease struct {
 	VTEPs   []VTEP         // one per underlay family, IPv4 first
 	Backend string         // how packets reach the node: "vxlan"
 	MTU     int            // bytes a pod may send in one packet; 0 if the record does not say
+	Since   time.Time      // when the node was first leased these subnets, to the second; zero if the record does not say
 
 	Reserved bool      // held without end: the record hangs on no store lease
 	Expiry   time.Time // when the store lets go of it; zero if Reserved or unknown

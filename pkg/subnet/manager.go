@@ -2,7 +2,14 @@ package subnet
 
 import (
 	"context"
+	"errors"
 	"net/netip"
+)
+
+// What stands in the way of ending another node's lease.
+var (
+	ErrNoLease = errors.New("the node holds no lease")
+	ErrChanged = errors.New("the lease has changed meanwhile")
 )
 
 // A Manager keeps leases in a store. One Manager serves one node.
@@ -45,6 +52,7 @@ type Snapshot struct {
 
 // Ignored is a record that was read but not believed.
 type Ignored struct {
-	Key    string // where it is stored
-	Reason string // field, value and what was expected
+	Key      string // where it is stored
+	Reason   string // field, value and what was expected
+	Conflict bool   // it makes sense by itself, but somebody else holds what it names
 }

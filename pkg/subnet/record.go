@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
@@ -44,6 +45,7 @@ type recordJSON struct {
 	Node   string `json:",omitempty"`
 	Schema int    `json:",omitempty"`
 	MTU    int    `json:",omitempty"`
+	Since  string `json:",omitempty"` // RFC 3339
 }
 
 // backendData is a VXLAN endpoint as flannel writes it.
@@ -53,7 +55,7 @@ type backendData struct {
 }
 
 // EncodeRecord writes the value of a lease's record: flannel's keys and our
-// Node, Schema and MTU. The subnets are not in it: they are the key. A lease
+// Node, Schema, MTU and Since. The subnets are not in it: they are the key. A lease
 // that DecodeRecord would not read back is an error.
 func EncodeRecord(l Lease) ([]byte, error) {
 	if err := errors.Join(checkNode(l.Node), checkVTEPs(l.VTEPs)); err != nil {
@@ -69,6 +71,9 @@ func EncodeRecord(l Lease) ([]byte, error) {
 	}
 	none := netip.IPv4Unspecified().String()
 	r := recordJSON{PublicIP: &none, BackendType: l.Backend, Node: l.Node, Schema: RecordSchema, MTU: l.MTU}
+	if !l.Since.IsZero() {
+		r.Since = l.Since.UTC().Format(time.RFC3339)
+	}
 	for _, v := range l.VTEPs {
 		address, data := v.Underlay.String(), &backendData{VNI: v.VNI, VtepMAC: v.MAC.String()}
 		if v.Underlay.Is4() {
@@ -103,6 +108,7 @@ type storedJSON struct {
 	Node   string
 	Schema *int
 	MTU    int
+	Since  string
 }
 
 func decodeRecord(data []byte) (Lease, error) {
@@ -123,6 +129,12 @@ func decodeRecord(data []byte) (Lease, error) {
 		return Lease{}, err
 	}
 	l := Lease{Node: r.Node, Backend: r.BackendType, MTU: r.MTU}
+	if r.Since != "" {
+		since, err := time.Parse(time.RFC3339, r.Since)
+		if l.Since = since.UTC(); err != nil || l.Since.Year() < 1 || l.Since.Year() > 9999 {
+			return Lease{}, fmt.Errorf("Since %s: want a time such as 2026-01-31T12:00:00Z", quote(r.Since))
+		}
+	}
 	for _, end := range []endpoint{
 		{"PublicIP", r.PublicIP, "BackendData", r.BackendData, family4},
 		{"PublicIPv6", r.PublicIPv6, "BackendV6Data", r.BackendV6Data, family6},

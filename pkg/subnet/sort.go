@@ -24,8 +24,8 @@ func Sort(cfg Config, node string, records []Record) Snapshot {
 		return cmp.Or(cmp.Compare(a.Lease.Created, b.Lease.Created), cmp.Compare(a.Key, b.Key))
 	})
 	var snap Snapshot
-	ignore := func(key string, err error) {
-		snap.Ignored = append(snap.Ignored, Ignored{Key: key, Reason: err.Error()})
+	ignore := func(key string, err error, conflict bool) {
+		snap.Ignored = append(snap.Ignored, Ignored{Key: key, Reason: err.Error(), Conflict: conflict})
 	}
 
 	var own *Record
@@ -33,13 +33,13 @@ func Sort(cfg Config, node string, records []Record) Snapshot {
 	for _, r := range byAge {
 		switch err := believable(cfg, node, r); {
 		case err != nil:
-			ignore(r.Key, err)
+			ignore(r.Key, err, false)
 		case !r.of(node):
 			others = append(others, r)
 		case own == nil:
 			own = r
 		default:
-			ignore(r.Key, fmt.Errorf("node %s: has the older lease %s already, want one", node, own.Key))
+			ignore(r.Key, fmt.Errorf("node %s: has the older lease %s already, want one", node, own.Key), true)
 		}
 	}
 
@@ -54,7 +54,7 @@ func Sort(cfg Config, node string, records []Record) Snapshot {
 	}
 	for _, r := range others {
 		if err := held.conflict(r.Lease); err != nil {
-			ignore(r.Key, err)
+			ignore(r.Key, err, true)
 			continue
 		}
 		held.add(r, "the older lease "+r.Key)

@@ -148,11 +148,10 @@ func (m *Manager) tryAcquire(ctx context.Context, cfg subnet.Config, want subnet
 	}
 	records, own := m.read(resp.Kvs, want.Node)
 	lease := subnet.Lease{Node: want.Node, VTEPs: want.VTEPs, Backend: cfg.Backend.Type, MTU: want.MTU}
-	value, err := subnet.EncodeRecord(lease)
-	if err != nil {
-		return holding{}, err
+	if _, err := subnet.EncodeRecord(lease); err != nil {
+		return holding{}, err // the request makes no sense
 	}
-	a := attempt{m: m, cfg: cfg, want: want, lease: lease, value: value, own: own}
+	a := attempt{m: m, cfg: cfg, want: want, lease: lease, own: own}
 	// What the node has, or had last, comes before what it asks for.
 	prefer := want.Want
 	if h := m.holding(); h.want.Node == want.Node {
@@ -209,7 +208,6 @@ type attempt struct {
 	cfg   subnet.Config
 	want  subnet.Request
 	lease subnet.Lease // to be; Subnets are known only to create
-	value []byte       // its record
 	own   []stored     // the node's records, oldest first; hardly ever more than one
 }
 
@@ -246,6 +244,7 @@ func (a attempt) keep(ctx context.Context, own stored) (holding, error) {
 	h := holding{want: a.want, key: own.record.Key, lease: a.lease}
 	h.lease.Subnets = own.record.Lease.Subnets
 	h.lease.Created, h.lease.Revision = own.record.Lease.Created, own.record.Lease.Revision
+	h.lease.Since = own.record.Lease.Since
 	h.lease.Reserved = own.lease == 0
 	if !h.lease.Reserved {
 		var err error
@@ -254,12 +253,16 @@ func (a attempt) keep(ctx context.Context, own stored) (holding, error) {
 		}
 		h.lease.Expiry = expiry(a.m.ttl)
 	}
-	if h.id == own.lease && bytes.Equal(own.value, a.value) {
+	value, err := subnet.EncodeRecord(h.lease)
+	if err != nil {
+		return holding{}, err
+	}
+	if h.id == own.lease && bytes.Equal(own.value, value) {
 		return h, nil
 	}
 	key := a.m.subnetsPrefix() + h.key
 	when := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", own.record.Lease.Revision)}
-	resp, err := a.m.write(ctx, when, clientv3.OpPut(key, string(a.value), clientv3.WithLease(h.id)))
+	resp, err := a.m.write(ctx, when, clientv3.OpPut(key, string(value), clientv3.WithLease(h.id)))
 	if err != nil {
 		return holding{}, err
 	}
@@ -278,11 +281,19 @@ func (a attempt) keep(ctx context.Context, own stored) (holding, error) {
 // may cover a part of the subnets, and then the older one stays.
 func (a attempt) create(ctx context.Context) (holding, error) {
 	h := holding{want: a.want, key: subnet.Key(a.lease.Subnets), lease: a.lease}
-	last := a.m.holding().id
+	h.lease.Since = time.Now().Truncate(time.Second)
+	before := a.m.holding()
+	if slices.Equal(before.lease.Subnets, h.lease.Subnets) && before.want.Node == a.want.Node {
+		h.lease.Since = before.lease.Since // etcd lost the record, not the node its subnets
+	}
+	value, err := subnet.EncodeRecord(h.lease)
+	if err != nil {
+		return holding{}, err
+	}
+	last := before.id
 	for _, s := range a.own {
 		last = cmp.Or(s.lease, last)
 	}
-	var err error
 	if h.id, err = a.m.liveLease(ctx, last); err != nil {
 		return holding{}, err
 	}
@@ -297,7 +308,7 @@ func (a attempt) create(ctx context.Context) (holding, error) {
 		when = append(when, clientv3.Compare(clientv3.ModRevision(old), "=", s.record.Lease.Revision))
 		then = append(then, clientv3.OpDelete(old))
 	}
-	then = append(then, clientv3.OpPut(key, string(a.value), clientv3.WithLease(h.id)))
+	then = append(then, clientv3.OpPut(key, string(value), clientv3.WithLease(h.id)))
 	resp, err := a.m.write(ctx, when, then...)
 	if err != nil {
 		return holding{}, err

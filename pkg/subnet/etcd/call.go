@@ -32,12 +32,21 @@ const (
 
 // do runs one request against etcd. If it was not served the error is a
 // *waitError, unless ctx ended.
+//
+// A member that is cut off from the others would let a request wait until the
+// time-out. It refuses at once, and has done nothing, if a leader is required;
+// then the next member is asked, for etcd's client takes them in turn. Left to
+// retry, a sequence of three requests could meet that member each time.
 func (m *Manager) do(ctx context.Context, timeout time.Duration, request func(context.Context, *clientv3.Client) error) error {
 	rctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	c, err := m.connect(rctx)
 	if err == nil {
+		rctx = clientv3.WithRequireLeader(rctx)
 		err = request(rctx, c)
+		for n := 1; n < len(m.opts.Endpoints) && errors.Is(err, rpctypes.ErrNoLeader); n++ {
+			err = request(rctx, c)
+		}
 	}
 	switch {
 	case err == nil:

@@ -66,7 +66,7 @@ func defects() map[string]struct {
 				return b.Manager.Acquire(ctx, want)
 			}}
 		}},
-		"known by address": {"same_subnet_from_an_unlucky_rival", func() broken {
+		"known by address": {"same_subnet_at_another_address,_defect_8", func() broken {
 			return broken{acquire: func(ctx context.Context, b *broken, want subnet.Request) (subnet.Lease, error) {
 				for _, r := range b.store.Records() {
 					if r.Lease.VTEPs[0].Underlay == want.VTEPs[0].Underlay {
@@ -83,7 +83,7 @@ func defects() map[string]struct {
 				return b.Manager.Acquire(ctx, want)
 			}}
 		}},
-		"overwrites": {"foreign_lease_is_never_overwritten", func() broken {
+		"overwrites": {"foreign_lease_is_never_overwritten,_defect_9", func() broken {
 			return broken{acquire: func(ctx context.Context, b *broken, want subnet.Request) (subnet.Lease, error) {
 				for _, s := range want.Want {
 					b.store.Delete(subnet.Key([]netip.Prefix{s}))
@@ -193,7 +193,7 @@ func defects() map[string]struct {
 				return err
 			}}
 		}},
-		"loss is fatal": {"lost_lease", func() broken {
+		"loss is fatal": {"lost_lease,_defect_10", func() broken {
 			return broken{run: func(ctx context.Context, b *broken, fn func(subnet.Snapshot)) error {
 				b.mu.Lock()
 				node := b.node
