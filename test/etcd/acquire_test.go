@@ -71,7 +71,8 @@ func TestNewLeaseTTLMovesTheRecord(t *testing.T) {
 	}
 }
 
-func TestReservationStaysOne(t *testing.T) {
+// TestDefect14ReservationStaysOne: flannel makes it a lease of 24 hours.
+func TestDefect14ReservationStaysOne(t *testing.T) {
 	s := newStore(t, network)
 	value, err := subnet.EncodeRecord(subnet.Lease{Node: "node-1", Backend: "vxlan", MTU: 1450, VTEPs: request("node-1").VTEPs})
 	if err != nil {

@@ -65,24 +65,35 @@ func NewCluster(t testing.TB, n int) *Cluster {
 			<-done
 		})
 	}
-	t.Cleanup(func() {
-		var wg sync.WaitGroup
-		for _, s := range c.Members {
-			wg.Go(s.Stop)
-		}
-		wg.Wait()
-	})
+	t.Cleanup(c.Stop)
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// Start runs all members again, after Stop.
+func (c *Cluster) Start() error {
 	for _, s := range c.Members {
 		if err := s.launch(); err != nil {
-			t.Fatal(err)
+			return err
 		}
 	}
 	for _, s := range c.Members {
 		if err := s.await(); err != nil {
-			t.Fatal(err)
+			return err
 		}
 	}
-	return c
+	return nil
+}
+
+// Stop ends all members. Their data and addresses stay.
+func (c *Cluster) Stop() {
+	var wg sync.WaitGroup
+	for _, s := range c.Members {
+		wg.Go(s.Stop)
+	}
+	wg.Wait()
 }
 
 // initial is the cluster as etcd's flag --initial-cluster has it.
