@@ -9,17 +9,23 @@ import (
 )
 
 // Paths of the socket API. All are GET and answer JSON, except Health and
-// Ready (plain text; 200 or 503) and Metrics (Prometheus text).
+// Ready (plain text; 200 or 503), Metrics (Prometheus text), and Release, which
+// is a POST and exists on the Unix socket alone.
 const (
-	PathStatus  = "/v1/status" // Status
-	PathPeers   = "/v1/peers"  // []Peer
-	PathLeases  = "/v1/leases" // []Lease
-	PathPods    = "/v1/pods"   // []Pod
-	PathMisses  = "/v1/misses" // []Miss, newest first
-	PathEvents  = "/v1/events" // []Event, newest first
-	PathHealth  = "/healthz"   // 200 while the loop turns
-	PathReady   = "/readyz"    // 200 once the own lease is held and the kernel was reconciled
+	PathStatus  = "/v1/status"  // Status
+	PathPeers   = "/v1/peers"   // []Peer
+	PathLeases  = "/v1/leases"  // []Lease, and after them the records that are ignored
+	PathPods    = "/v1/pods"    // []Pod
+	PathMisses  = "/v1/misses"  // []Miss, newest first
+	PathEvents  = "/v1/events"  // []Event, newest first
+	PathRelease = "/v1/release" // Release → Released
+	PathHealth  = "/healthz"    // 200 while the loop turns
+	PathReady   = "/readyz"     // 200 once the own lease is held and the kernel was reconciled
 	PathMetrics = "/metrics"
+
+	// PathLeasesExpiry is PathLeases with the end of every lease, for which the
+	// store is asked: a request for each. By itself overlayd knows only its own.
+	PathLeasesExpiry = PathLeases + "?expiry=1"
 )
 
 // SocketName is the socket's name inside the run folder.
@@ -109,7 +115,8 @@ type Slots struct {
 	Resting int `json:"resting"` // released less than the rest time ago
 }
 
-// Lease is one record of the store.
+// Lease is one record of the store. One that is ignored has a reason, a key, and
+// subnets if the key says some, and nothing else.
 type Lease struct {
 	Node     string         `json:"node"`
 	Subnets  []netip.Prefix `json:"subnets"`
@@ -117,8 +124,23 @@ type Lease struct {
 	MTU      int            `json:"mtu,omitempty"`
 	Own      bool           `json:"own,omitempty"`
 	Reserved bool           `json:"reserved,omitempty"`
-	Expiry   time.Time      `json:"expiry,omitzero"`
+	Since    time.Time      `json:"since,omitzero"`  // when the node got these subnets, if the record says so
+	Expiry   time.Time      `json:"expiry,omitzero"` // if known
 	Revision int64          `json:"revision"`
+	Key      string         `json:"key,omitempty"`
+	Ignored  string         `json:"ignored,omitempty"`  // why it is not believed
+	Conflict bool           `json:"conflict,omitempty"` // ignored, for somebody else holds what it names
+}
+
+// Release asks for the end of another node's lease.
+type Release struct {
+	Node     string `json:"node"`
+	Revision int64  `json:"revision"` // that the lease must be at; 0: any
+}
+
+// Released is what came of it.
+type Released struct {
+	TakenBack bool `json:"takenBack,omitempty"` // the node took its lease again: its overlayd runs
 }
 
 // VTEP is a tunnel endpoint.

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,6 +20,9 @@ const (
 	// answer, 1,000 leases, takes it a few milliseconds.
 	timeout = 3 * time.Second
 
+	// storeTimeout bounds a request for which overlayd asks the store.
+	storeTimeout = 15 * time.Second
+
 	// maxRefusal is how much of the text of a refusal is passed on, in bytes.
 	maxRefusal = 256
 )
@@ -30,6 +34,7 @@ const (
 type Client struct {
 	socket string
 	http   *http.Client
+	store  *http.Client // more patient
 }
 
 // New returns a client of the socket at path. It connects with each request,
@@ -39,7 +44,11 @@ func New(path string) *Client {
 		return new(net.Dialer).DialContext(ctx, "unix", path)
 	}
 	transport := &http.Transport{DialContext: dial, DisableKeepAlives: true}
-	return &Client{path, &http.Client{Transport: transport, Timeout: timeout}}
+	return &Client{
+		path,
+		&http.Client{Transport: transport, Timeout: timeout},
+		&http.Client{Transport: transport, Timeout: storeTimeout},
+	}
 }
 
 // Status asks for the node at a glance.
@@ -86,9 +95,34 @@ func (c *Client) Get(ctx context.Context, path string, into any) error {
 	if err != nil {
 		return err
 	}
-	answer, err := c.http.Do(r)
+	client := c.http
+	if path == PathLeasesExpiry {
+		client = c.store
+	}
+	return c.do(client, r, into)
+}
+
+// Release ends another node's lease, if it is as the caller saw it.
+func (c *Client) Release(ctx context.Context, want Release) (Released, error) {
+	body, err := json.Marshal(want)
 	if err != nil {
-		return c.explain(err)
+		return Released{}, err
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://overlayd"+PathRelease, bytes.NewReader(body))
+	if err != nil {
+		return Released{}, err
+	}
+	var done Released
+	err = c.do(c.store, r, &done)
+	return done, err
+}
+
+// do sends a request and decodes the answer.
+func (c *Client) do(client *http.Client, r *http.Request, into any) error {
+	path := r.URL.Path
+	answer, err := client.Do(r)
+	if err != nil {
+		return c.explain(err, client.Timeout)
 	}
 	defer answer.Body.Close() //nolint:errcheck // it was read; nothing can be lost
 	if answer.StatusCode != http.StatusOK {
@@ -96,7 +130,7 @@ func (c *Client) Get(ctx context.Context, path string, into any) error {
 	}
 	body, err := io.ReadAll(answer.Body)
 	if err != nil {
-		return c.explain(err)
+		return c.explain(err, client.Timeout)
 	}
 	if err := json.Unmarshal(body, into); err != nil {
 		return fmt.Errorf("read overlayd's answer to %s, is it of another version? (overlayctl version tells): %w", path, err)
@@ -105,7 +139,7 @@ func (c *Client) Get(ctx context.Context, path string, into any) error {
 }
 
 // explain says what to do about a socket that does not answer.
-func (c *Client) explain(err error) error {
+func (c *Client) explain(err error, after time.Duration) error {
 	var netErr net.Error
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -115,7 +149,7 @@ func (c *Client) explain(err error) error {
 	case errors.Is(err, os.ErrPermission):
 		return &socketError{"no permission to use " + c.socket + ": run as root", err}
 	case errors.As(err, &netErr) && netErr.Timeout():
-		return &socketError{fmt.Sprintf("overlayd did not answer at %s within %s: it hangs or the node is overloaded; read its log", c.socket, timeout), err}
+		return &socketError{fmt.Sprintf("overlayd did not answer at %s within %s: it hangs or the node is overloaded; read its log", c.socket, after), err}
 	}
 	return fmt.Errorf("ask overlayd at %s: %w", c.socket, err)
 }
@@ -125,6 +159,9 @@ func refusal(path string, answer *http.Response) error {
 	text, err := io.ReadAll(io.LimitReader(answer.Body, maxRefusal))
 	if err != nil {
 		text = []byte(err.Error())
+	}
+	if answer.StatusCode == http.StatusConflict { // overlayd is well, and says why not
+		return errors.New(strings.TrimSpace(string(text)))
 	}
 	if answer.StatusCode == http.StatusNotFound {
 		return fmt.Errorf("overlayd does not know %s; is it older than this program? (overlayctl version tells)", path)

@@ -154,7 +154,7 @@ func deadSocket(t *testing.T) string {
 
 func TestPermission(t *testing.T) {
 	// Tests run as root, to whom no socket is closed.
-	err := New("/run/x.sock").explain(&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.EACCES)})
+	err := New("/run/x.sock").explain(&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.EACCES)}, timeout)
 	if want := "no permission to use /run/x.sock: run as root"; err.Error() != want || !errors.Is(err, os.ErrPermission) {
 		t.Errorf("got %q, want %q", err, want)
 	}
@@ -178,5 +178,40 @@ func TestCancelledRequest(t *testing.T) {
 	path := serve(t, answering(t, PathStatus, Status{}))
 	if _, err := New(path).Status(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, want %v", err, context.Canceled)
+	}
+}
+
+func TestRelease(t *testing.T) {
+	want := Release{Node: "node-b", Revision: 7}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+PathRelease, func(w http.ResponseWriter, r *http.Request) {
+		var got Release
+		if err := json.NewDecoder(r.Body).Decode(&got); err != nil || got != want {
+			http.Error(w, "it is at revision 8, not 7\n", http.StatusConflict)
+			return
+		}
+		_ = json.NewEncoder(w).Encode(Released{TakenBack: true}) // the client sees what comes of it
+	})
+	client := New(serve(t, mux))
+	if got, err := client.Release(t.Context(), want); err != nil || !got.TakenBack {
+		t.Errorf("Release() = %+v, %v, want that it was taken back", got, err)
+	}
+	// A refusal is overlayd's word alone.
+	if _, err := client.Release(t.Context(), Release{Node: "other"}); err == nil || err.Error() != "it is at revision 8, not 7" {
+		t.Errorf("Release() = %v, want it at revision 8, not 7", err)
+	}
+}
+
+func TestExpiryIsWaitedForLonger(t *testing.T) {
+	client := New(serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("expiry") != "1" {
+			t.Errorf("asked for %s", r.URL)
+		}
+		_, _ = w.Write([]byte("[]")) // the client sees what comes of it
+	})))
+	client.http.Timeout = 1
+	var leases []Lease
+	if err := client.Get(t.Context(), PathLeasesExpiry, &leases); err != nil {
+		t.Error(err)
 	}
 }

@@ -105,7 +105,9 @@ func (l *loop) leave() error {
 	return nil
 }
 
-// take makes the newest snapshot the wanted state.
+// take makes the newest snapshot the wanted state. One that wants nothing else of
+// the kernel, such as after a lease was renewed, costs no look at it: what others
+// change is heard of, and the audit looks in any case.
 func (l *loop) take(s subnet.Snapshot) {
 	moved := !slices.Equal(l.snapshot.Own.Subnets, s.Own.Subnets)
 	for _, i := range s.Ignored {
@@ -120,8 +122,11 @@ func (l *loop) take(s subnet.Snapshot) {
 			l.log.Error("own lease cannot be used", "error", err)
 		}
 	}
+	before := l.want
 	l.derive(l.taken)
-	l.reconcile("snapshot")
+	if moved || !l.synced || !sameState(before, l.want) {
+		l.reconcile("snapshot")
+	}
 }
 
 // derive computes the wanted state from the snapshot and the grace times.

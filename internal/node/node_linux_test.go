@@ -105,6 +105,11 @@ func network(t *testing.T) subnet.Config {
 
 func start(t *testing.T, store *subnettest.Store, change func(*Config)) *running {
 	t.Helper()
+	return startWith(t, store.Manager(), change)
+}
+
+func startWith(t *testing.T, m subnet.Manager, change func(*Config)) *running {
+	t.Helper()
 	cfg := Default()
 	cfg.Node, cfg.RunDir, cfg.Store = "self", t.TempDir(), "memory"
 	if change != nil {
@@ -115,7 +120,7 @@ func start(t *testing.T, store *subnettest.Store, change func(*Config)) *running
 	var ctx context.Context
 	ctx, r.stop = context.WithCancel(context.Background())
 	go func() {
-		r.done <- Run(ctx, cfg, store.Manager(), slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+		r.done <- Run(ctx, cfg, m, slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	}()
 	t.Cleanup(func() {
 		r.end()

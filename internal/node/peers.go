@@ -1,6 +1,7 @@
 package node
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -34,6 +35,11 @@ func peersOf(leases []subnet.Lease, underlay4 bool) []vxlan.Peer {
 		}
 	}
 	return peers
+}
+
+// sameState says whether two wanted states ask for the same.
+func sameState(a, b vxlan.State) bool {
+	return maps.Equal(a.FDB, b.FDB) && maps.Equal(a.Neighs, b.Neighs) && maps.Equal(a.Routes, b.Routes)
 }
 
 // A retention keeps peers for a time after their lease vanished, so that an

@@ -32,10 +32,11 @@ func (n *node) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	handler := n.handler()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
-		server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, ErrorLog: nil}
+		// The Unix socket is for root alone; on TCP there is no authentication, so
+		// nothing can be changed from there.
+		server := &http.Server{Handler: n.handler(l.Addr().Network() == "unix"), ReadHeaderTimeout: 5 * time.Second, ErrorLog: nil}
 		g.Go(func() error {
 			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("serve %s: %w", l.Addr(), err)
@@ -79,7 +80,7 @@ func (n *node) listen() ([]net.Listener, error) {
 	return []net.Listener{unix, tcp}, nil
 }
 
-func (n *node) handler() http.Handler {
+func (n *node) handler(mayChange bool) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collector{n})
 	mux := http.NewServeMux()
@@ -88,20 +89,34 @@ func (n *node) handler() http.Handler {
 	mux.HandleFunc("GET "+api.PathReady, n.readiness)
 	mux.HandleFunc("GET "+api.PathStatus, answer(n.status))
 	mux.HandleFunc("GET "+api.PathPeers, answer(n.peers))
-	mux.HandleFunc("GET "+api.PathLeases, answer(n.leases))
+	mux.HandleFunc("GET "+api.PathLeases, n.answerLeases)
 	mux.HandleFunc("GET "+api.PathPods, answer(n.pods))
 	mux.HandleFunc("GET "+api.PathMisses, answer(func(context.Context) ([]api.Miss, error) { return n.journal.misses.newest(), nil }))
 	mux.HandleFunc("GET "+api.PathEvents, answer(func(context.Context) ([]api.Event, error) { return n.journal.events.newest(), nil }))
+	if mayChange {
+		mux.HandleFunc("POST "+api.PathRelease, n.answerRelease)
+	}
 	return mux
 }
 
 // answer makes a handler that writes what get returns as JSON.
 func answer[T any](get func(context.Context) (T, error)) http.HandlerFunc {
+	return answerIn(answerWithin, get)
+}
+
+// answerIn is answer for what may take another time. A *refused is a conflict
+// with how things are; other errors are of the moment.
+func answerIn[T any](limit time.Duration, get func(context.Context) (T, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), answerWithin)
+		ctx, cancel := context.WithTimeout(r.Context(), limit)
 		defer cancel()
 		v, err := get(ctx)
-		if err != nil {
+		var no *refused
+		switch {
+		case errors.As(err, &no):
+			http.Error(w, err.Error(), http.StatusConflict)
+			return
+		case err != nil:
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}

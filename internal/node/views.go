@@ -9,7 +9,6 @@ import (
 	"github.com/vxlan-cni/vxlan-cni/internal/api"
 	"github.com/vxlan-cni/vxlan-cni/pkg/ipam"
 	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
-	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 	"github.com/vxlan-cni/vxlan-cni/pkg/vxlan"
 )
 
@@ -123,34 +122,6 @@ func owner(e vxlan.Entry) string {
 		return e.Dst.String()
 	}
 	return ""
-}
-
-func (n *node) leases(ctx context.Context) (views []api.Lease, err error) {
-	ok := n.do(ctx, func(l *loop) {
-		views = []api.Lease{}
-		if len(l.snapshot.Own.Subnets) > 0 {
-			views = append(views, leaseView(l.snapshot.Own, true))
-		}
-		for _, p := range l.snapshot.Peers {
-			views = append(views, leaseView(p, false))
-		}
-	})
-	if !ok {
-		return nil, errBusy
-	}
-	slices.SortFunc(views, func(a, b api.Lease) int { return a.Subnets[0].Compare(b.Subnets[0]) })
-	return views, nil
-}
-
-func leaseView(l subnet.Lease, own bool) api.Lease {
-	v := api.Lease{
-		Node: nodeName(l), Subnets: l.Subnets, VTEPs: []api.VTEP{}, MTU: l.MTU, Own: own,
-		Reserved: l.Reserved, Expiry: l.Expiry, Revision: l.Revision,
-	}
-	for _, t := range l.VTEPs {
-		v.VTEPs = append(v.VTEPs, api.VTEP{Underlay: t.Underlay, MAC: t.MAC.String(), VNI: t.VNI})
-	}
-	return v
 }
 
 // pods joins held slots and pods' links. It asks files and kernel, not the loop.

@@ -234,4 +234,3 @@ func (m *member) dismiss(r *http.Request) {
 	defer m.mu.Unlock()
 	delete(m.open, r)
 }
-

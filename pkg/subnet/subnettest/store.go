@@ -49,6 +49,15 @@ func (s *Store) Delete(key string) {
 	s.delete(key)
 }
 
+// Empty removes all records at once, as an operator does by mistake.
+func (s *Store) Empty() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key := range s.values {
+		s.delete(key)
+	}
+}
+
 // Expire removes a node's records, as a store does when its lease runs out.
 func (s *Store) Expire(node string) {
 	s.mu.Lock()
