@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -27,7 +28,7 @@ const flagsUsage = " [flags]"
 const about = `overlayctl shows what the overlayd of this node knows and does.
 
 Exit status: 0 all is well; 1 overlayd is not running or did not answer, or
-a migration cannot be; 2 wrong command line; 3 the node is not ready (status only).`
+a migration or release cannot be; 2 wrong command line; 3 the node is not ready (status only).`
 
 // errNotReady is the end of a status that was printed and is bad news.
 var errNotReady = errors.New("the node is not ready")
@@ -45,13 +46,16 @@ type program struct {
 	format format
 
 	migration migration
+	expiry    bool // of leases
+	yes       bool // of lease release
+	ask       func(question string) (bool, error)
 
 	out   bytes.Buffer
 	named *ffcli.Command // whose flags asked for help or are wrong
 }
 
 func newProgram(l look) *program {
-	return &program{look: l, format: "table", migration: migration{flannel: migrate.Default()}}
+	return &program{look: l, format: "table", ask: asker(os.Stdin, os.Stderr), migration: migration{flannel: migrate.Default()}}
 }
 
 // execute carries out one command line and returns what belongs on standard
@@ -79,7 +83,8 @@ func (p *program) flagError(err error) error {
 	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
 		text = "unknown flag --" + name
 	}
-	return usageError{text, strings.TrimSuffix(p.named.ShortUsage, flagsUsage)}
+	command, _, _ := strings.Cut(p.named.ShortUsage, flagsUsage)
+	return usageError{text, command}
 }
 
 // tree is the command line.
@@ -90,7 +95,8 @@ func (p *program) tree() *ffcli.Command {
 		p.command("status", "the node at a glance; exit status 3 if it is not ready", p.status),
 		p.command("peers", "the other nodes, and whether the kernel holds all that reaches them", show(p, api.PathPeers, peersText)),
 		p.command("pods", "the pods of this node and their addresses", show(p, api.PathPods, podsText)),
-		p.command("leases", "which node holds which subnet", show(p, api.PathLeases, leasesText)),
+		p.command("leases", "which node holds which subnet, and which records are ignored", p.leases),
+		p.leaseCommand(),
 		p.command("misses", "what the kernel asked for and was told, newest first", show(p, api.PathMisses, missesText)),
 		p.command("events", "what overlayd saw and did, newest first", show(p, api.PathEvents, eventsText)),
 		p.command("migrate", "take this node over from flannel: enter its pods' addresses, and say how to go on", p.migrate),
@@ -107,9 +113,7 @@ func (p *program) tree() *ffcli.Command {
 		}
 		return usageError{fmt.Sprintf("unknown command %q: %s", args[0], want), root.Name}
 	}
-	for _, c := range append(root.Subcommands, root) {
-		p.prepare(c)
-	}
+	p.prepare(root)
 	return root
 }
 
@@ -126,7 +130,7 @@ func (p *program) command(name, help string, exec func(context.Context) error) *
 	}
 }
 
-// prepare gives a command the flags, which may stand before or after its name.
+// prepare gives a command, and those below it, the flags, which may stand before or after its name.
 // What package flag would print goes nowhere: its errors come back and are
 // printed as one line.
 func (p *program) prepare(c *ffcli.Command) {
@@ -134,14 +138,32 @@ func (p *program) prepare(c *ffcli.Command) {
 	set.SetOutput(io.Discard)
 	set.StringVar(&p.runDir, "run-dir", subnet.RunDir, "`folder` in which overlayd keeps its socket")
 	set.Var(&p.format, "o", "`format` of the output: table, or json as overlayd answers it")
-	if c.Name == "migrate" {
+	switch c.Name {
+	case "migrate":
 		p.migration.define(set)
+	case "leases":
+		set.BoolVar(&p.expiry, "expiry", false, "ask the store when each lease ends: a request for each")
+	case "release":
+		set.BoolVar(&p.yes, "yes", false, "do not ask")
 	}
 	c.FlagSet = set
 	c.UsageFunc = func(c *ffcli.Command) string {
 		p.named = c
 		return ""
 	}
+	for _, sub := range c.Subcommands {
+		p.prepare(sub)
+	}
+}
+
+// leases prints the leases, with the end of each if asked for.
+func (p *program) leases(ctx context.Context) error {
+	path := api.PathLeases
+	if p.expiry {
+		path = api.PathLeasesExpiry
+	}
+	_, err := fetch(ctx, p, path, leasesText)
+	return err
 }
 
 // status prints the status, and is an error if the node is not ready.

@@ -44,13 +44,24 @@ func leasesText(l look, leases []api.Lease) string {
 	if len(leases) == 0 {
 		return "no leases: no node holds a subnet\n"
 	}
-	t := newTable("NODE", "SUBNETS", "UNDERLAY", "MAC", "EXPIRES IN", "REVISION", "NOTE")
+	t := newTable("NODE", "SUBNETS", "UNDERLAY", "MAC", "AGE", "EXPIRES IN", "REVISION", "NOTE")
 	for _, lease := range leases {
+		if lease.Ignored != "" {
+			note := "ignored: "
+			if lease.Conflict {
+				note = "conflict: "
+			}
+			t.add(warn, "", orNone(list(lease.Subnets), lease.Key), "", "", "", "", "", note+lease.Ignored)
+			continue
+		}
 		var underlays, macs, notes []string
 		for _, v := range lease.VTEPs {
 			underlays, macs = append(underlays, known(v.Underlay)), append(macs, v.MAC)
 		}
-		var expires string // only its own node knows
+		var age, expires string // not known of every record; expiry of others only if asked for
+		if !lease.Since.IsZero() {
+			age = short(l.now.Sub(lease.Since))
+		}
 		if !lease.Expiry.IsZero() {
 			expires = short(lease.Expiry.Sub(l.now))
 		}
@@ -61,7 +72,7 @@ func leasesText(l look, leases []api.Lease) string {
 			notes, expires = append(notes, "reserved"), "never"
 		}
 		t.add(toneIf(lease.Own, good), lease.Node, list(lease.Subnets), strings.Join(underlays, ", "),
-			strings.Join(macs, ", "), expires, fmt.Sprint(lease.Revision), strings.Join(notes, ", "))
+			strings.Join(macs, ", "), age, expires, fmt.Sprint(lease.Revision), strings.Join(notes, ", "))
 	}
 	return t.text(l)
 }

@@ -1,7 +1,7 @@
 // overlayctl shows what the overlayd of this node knows and does. It is a thin
-// client of the daemon's Unix socket: it reads, prints and changes nothing. The one
-// command that does is migrate, which is carried out by internal/migrate before
-// the daemon runs.
+// client of the daemon's Unix socket: it reads, prints and changes nothing. The
+// commands that do are migrate, which is carried out by internal/migrate before the
+// daemon runs, and lease release, which the daemon carries out.
 //
 // How it reads: command.go is the command line, table.go how tables look,
 // status.go and lists.go turn each answer of the daemon into text.

@@ -135,9 +135,9 @@ func TestFailures(t *testing.T) {
 		{"status without daemon", []string{"status", "--run-dir", missing}, exitError, "overlayctl: overlayd is not running on this node, or --run-dir is wrong (no socket at " + missing + "/overlayd.sock)\n"},
 		{"older daemon", []string{"pods", "--run-dir", dir}, exitError, "overlayctl: overlayd does not know /v1/pods; is it older than this program? (overlayctl version tells)\n"},
 		{"other types", []string{"peers", "--run-dir", dir}, exitError, "overlayctl: read overlayd's answer to /v1/peers, is it of another version? (overlayctl version tells): json: cannot unmarshal object into Go value of type []api.Peer\n"},
-		{"no command", nil, exitUsage, "overlayctl: no command: want one of status, peers, pods, leases, misses, events, migrate, version; see overlayctl --help\n"},
-		{"unknown command", []string{"peer"}, exitUsage, "overlayctl: unknown command \"peer\": want one of status, peers, pods, leases, misses, events, migrate, version; see overlayctl --help\n"},
-		{"help for an unknown command", []string{"help", "peer"}, exitUsage, "overlayctl: unknown command \"peer\": want one of status, peers, pods, leases, misses, events, migrate, version; see overlayctl --help\n"},
+		{"no command", nil, exitUsage, "overlayctl: no command: want one of status, peers, pods, leases, lease, misses, events, migrate, version; see overlayctl --help\n"},
+		{"unknown command", []string{"peer"}, exitUsage, "overlayctl: unknown command \"peer\": want one of status, peers, pods, leases, lease, misses, events, migrate, version; see overlayctl --help\n"},
+		{"help for an unknown command", []string{"help", "peer"}, exitUsage, "overlayctl: unknown command \"peer\": want one of status, peers, pods, leases, lease, misses, events, migrate, version; see overlayctl --help\n"},
 		{"unknown flag", []string{"--rundir", "x", "peers"}, exitUsage, "overlayctl: unknown flag --rundir; see overlayctl --help\n"},
 		{"unknown flag of a command", []string{"peers", "--wide"}, exitUsage, "overlayctl: unknown flag --wide; see overlayctl peers --help\n"},
 		{"flag without value", []string{"peers", "--run-dir"}, exitUsage, "overlayctl: flag needs an argument: -run-dir; see overlayctl peers --help\n"},
@@ -165,6 +165,9 @@ func TestHelp(t *testing.T) {
 			t.Errorf("help lacks %s:\n%s", command.Name, root)
 		}
 		want := command.ShortHelp + "\n\nUsage: overlayctl " + command.Name + " [flags]\n\nFlags:\n"
+		if len(command.Subcommands) > 0 {
+			want = command.ShortHelp + "\n\nUsage: overlayctl " + command.Name + " [flags] <command>\n\nCommands:\n"
+		}
 		for _, args := range [][]string{{command.Name, "--help"}, {command.Name, "-h"}, {"help", command.Name}} {
 			status, out, errs := call(t, args...)
 			if status != exitOK || !strings.HasPrefix(out, want) || errs != "" {

@@ -121,18 +121,22 @@ default/web  10.244.1.2, fd00:1::2  veth01234567  2     1h1m  ababababababa  eth
 
 func TestLeasesText(t *testing.T) {
 	vtep := func(addr, mac string) api.VTEP { return api.VTEP{Underlay: netip.MustParseAddr(addr), MAC: mac} }
-	diff(t, leasesText(look{now: at}, []api.Lease{
-		{Node: "node-a", Subnets: subnets("10.244.1.0/24"), VTEPs: []api.VTEP{vtep("192.0.2.7", "0e:00:00:00:00:01")}, Own: true, Expiry: at.Add(time.Hour), Revision: 7},
+	diff(t, leasesText(look{now: at, colour: true}, []api.Lease{
+		{Node: "node-a", Subnets: subnets("10.244.1.0/24"), VTEPs: []api.VTEP{vtep("192.0.2.7", "0e:00:00:00:00:01")}, Own: true, Since: at.Add(-49 * time.Hour), Expiry: at.Add(time.Hour), Revision: 7},
 		{
 			Node: "b", Subnets: subnets("10.244.2.0/24", "fd00:2::/64"), Reserved: true, Revision: 8,
 			VTEPs: []api.VTEP{vtep("192.0.2.8", "0e:00:00:00:00:02"), vtep("2001:db8::8", "0e:00:00:00:00:03")},
 		},
 		{Node: "c", Subnets: subnets("10.244.3.0/24"), Revision: 9},
+		{Subnets: subnets("10.244.2.0/23"), Key: "10.244.2.0-23", Ignored: "subnet 10.244.2.0/23: overlaps the older lease 10.244.2.0-24", Conflict: true},
+		{Key: "rubbish\x1b[2J", Ignored: "key: want an IPv4 subnet"},
 	}), `
-NODE    SUBNETS                     UNDERLAY                MAC                                   EXPIRES IN  REVISION  NOTE
-node-a  10.244.1.0/24               192.0.2.7               0e:00:00:00:00:01                     1h0m        7         this node
-b       10.244.2.0/24, fd00:2::/64  192.0.2.8, 2001:db8::8  0e:00:00:00:00:02, 0e:00:00:00:00:03  never       8         reserved
-c       10.244.3.0/24               -                       -                                     -           9         -
+NODE    SUBNETS                     UNDERLAY                MAC                                   AGE   EXPIRES IN  REVISION  NOTE
+<good>node-a  10.244.1.0/24               192.0.2.7               0e:00:00:00:00:01                     2d1h  1h0m        7         this node</>
+b       10.244.2.0/24, fd00:2::/64  192.0.2.8, 2001:db8::8  0e:00:00:00:00:02, 0e:00:00:00:00:03  -     never       8         reserved
+c       10.244.3.0/24               -                       -                                     -     -           9         -
+<warn>-       10.244.2.0/23               -                       -                                     -     -           -         conflict: subnet 10.244.2.0/23: overlaps the older lease 10.244.2.0-24</>
+<warn>-       rubbish\x1b[2J              -                       -                                     -     -           -         ignored: key: want an IPv4 subnet</>
 `)
 }
 
