@@ -250,6 +250,32 @@ func (s *stream) end() {
 	_ = s.conn.Close()
 }
 
+// openSilent opens a connection on which nothing is said until the function that
+// it returns is called: one trip, of which it tells the time.
+func openSilent(t *testing.T, from, to *cluster.Pod, port uint16) func(*testing.T) time.Duration {
+	t.Helper()
+	conn, err := from.NS.Dial("tcp", netip.AddrPortFrom(to.Addr, port).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return func(t *testing.T) time.Duration {
+		t.Helper()
+		began := time.Now()
+		err := conn.SetDeadline(began.Add(30 * time.Second))
+		if err == nil {
+			_, err = conn.Write([]byte{7})
+		}
+		if err == nil {
+			_, err = io.ReadFull(conn, make([]byte, 1))
+		}
+		if err != nil {
+			t.Errorf("a connection that was silent during the take-over: %v", err)
+		}
+		return time.Since(began)
+	}
+}
+
 // serve runs an EchoServer in a pod.
 func serve(t *testing.T, p *cluster.Pod, port uint16) {
 	t.Helper()
@@ -271,7 +297,13 @@ func TestTakeOverFromFlannel(t *testing.T) {
 func testTakeOver(t *testing.T, mode string) {
 	c := newCluster(t, threeNodes())
 	f := newFlannelNode(t, c, "--resolve", mode)
+	// The bridge took the MAC of the first port, and that one goes: so nobody but
+	// the bridge takes frames for it.
+	first := f.add(t, "first")
 	old := []*cluster.Pod{f.add(t, "old1"), f.add(t, "old2")}
+	if err := f.runtime.Delete(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
 	var others []*cluster.Pod
 	for _, r := range c.Runtimes[1:] {
 		p, err := r.Add(t.Context(), "p", nil)
@@ -294,6 +326,9 @@ func testTakeOver(t *testing.T, mode string) {
 		startStream(t, "out, other pod", old[1], others[1], port), startStream(t, "same node", old[0], old[1], port),
 		startStream(t, "same node, back", old[1], old[0], port),
 	}
+	// A pod that is silent meanwhile hears no ARP request of its gateway: what it
+	// knows of that must still be right when it speaks first.
+	silent := openSilent(t, old[1], others[0], port)
 	bridgeMAC := linkMAC(t, f.Node, "cni0")
 	wait(t, 300*time.Millisecond) // of traffic
 
@@ -316,6 +351,9 @@ func testTakeOver(t *testing.T, mode string) {
 		if s.err != nil || s.trips < 100 {
 			t.Errorf("stream %s: %d trips, then %v", s.name, s.trips, s.err)
 		}
+	}
+	if d := silent(t); d > time.Second {
+		t.Errorf("a connection that was silent during the take-over answers after %v", d)
 	}
 	wantTakenOver(t, c, f, bridgeMAC)
 	allPairs(t, "after the take-over", append(old, others...)...)
