@@ -77,6 +77,16 @@ func (c *client) annotate(ctx context.Context, seen *node, diff map[string]*stri
 	return n, err
 }
 
+// revision asks how far the server is.
+func (c *client) revision(ctx context.Context) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	l := &nodeList{}
+	opts := metav1.ListOptions{Limit: 1}
+	err := c.rest.Get().Resource(resource).VersionedParams(&opts, c.params).Do(ctx).Into(l)
+	return revision(l.ResourceVersion), served(err)
+}
+
 // list and watch are for the Reflector: own is the Node of which more is kept.
 // They wait while the server does not serve, since the Reflector would wait
 // longer, and not notice the end of ctx.

@@ -23,7 +23,7 @@
 //
 // While the API server cannot be reached, or refuses, every method waits: it
 // says so at once and every 30 s, and comes back by itself. That the server was
-// restarted, has forgotten revisions, lost the Node, or that somebody changed
+// restarted, wiped, has forgotten revisions, lost the Node, or that somebody changed
 // the annotations, never ends Run.
 //
 // # Rights

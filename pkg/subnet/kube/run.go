@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -78,6 +79,11 @@ func (m *Manager) reflect(ctx context.Context, b *book) {
 			return m.client.list(ctx, m.outage, b.own, o)
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			if o.SendInitialEvents == nil {
+				if err := m.continues(ctx, b, o.ResourceVersion); err != nil {
+					return nil, err
+				}
+			}
 			return m.client.watch(ctx, m.outage, b.own, o)
 		},
 	}, &node{}, b, cache.ReflectorOptions{
@@ -85,6 +91,33 @@ func (m *Manager) reflect(ctx context.Context, b *book) {
 		Backoff: &wait.Backoff{Duration: retryMin, Cap: retryMax, Steps: 10, Factor: 2, Jitter: 1},
 	})
 	r.RunWithContext(klog.NewContext(ctx, logger))
+}
+
+// continues looks whether a watch that goes on at a revision would miss
+// something: after a wipe, or a restore from a backup, the API server counts
+// again, and would send nothing until it comes to that revision. Then the error
+// makes the Reflector read everything anew.
+func (m *Manager) continues(ctx context.Context, b *book, resourceVersion string) error {
+	var rev int64
+	var own *node
+	err := m.outage.retry(ctx, func(ctx context.Context) (err error) {
+		if rev, err = m.client.revision(ctx); err == nil {
+			own, err = m.client.get(ctx, b.own)
+		}
+		var wait *waitError
+		if errors.As(err, &wait) && wait.state == stateNoNode {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	known := b.view().own
+	if rev < revision(resourceVersion) || (own == nil) != (known == nil) || own != nil && own.UID != known.UID {
+		return apierrors.NewResourceExpired("the API server is another than before, or the own Node is")
+	}
+	return nil
 }
 
 // A keeper is what Run knows. One goroutine uses it, but for the book.
@@ -220,4 +253,3 @@ func (k *keeper) emit() {
 	k.fn(snap)
 	k.emitAt = time.Now().Add(max(emitGap, emitRest*time.Since(began)))
 }
-
