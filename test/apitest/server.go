@@ -58,7 +58,7 @@ func Program(t testing.TB) string {
 		cmd.Dir, program.err = moduleDir()
 		// Not as the test itself is built: the race detector would see nothing
 		// of ours in there.
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath -buildvcs=false") // as the Makefile does
 		var out, text bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &text
 		if err := cmd.Run(); err != nil && program.err == nil {
@@ -120,7 +120,7 @@ func (s *Server) prepare(flags []string) error {
 		if err != nil {
 			return err
 		}
-		defer l.Close() // all are held until all are known
+		defer func() { _ = l.Close() }() // all are held until all are known
 		_, ports[i], _ = net.SplitHostPort(l.Addr().String())
 	}
 	s.port = ports[0]
@@ -220,17 +220,18 @@ func (s *Server) ready() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	// The hook that makes the RBAC roles is what takes longest.
-	code, _, err := s.do(ctx, http.MethodGet, "/readyz", "", nil)
+	code, _, err := s.do(ctx, http.MethodGet, "/readyz", nil)
 	return err == nil && code == http.StatusOK
 }
 
 // Do sends a request as the administrator and decodes the answer into out,
-// unless that is nil. kind is the body's content type.
-func (s *Server) Do(t testing.TB, method, path, kind string, body, out any) int {
+// unless that is nil. It returns the status, which is below 400 or 404. A PATCH
+// is a merge patch.
+func (s *Server) Do(t testing.TB, method, path string, body, out any) int {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	code, data, err := s.do(ctx, method, path, kind, body)
+	code, data, err := s.do(ctx, method, path, body)
 	if err != nil {
 		t.Fatalf("%s %s: %v", method, path, err)
 	}
@@ -245,7 +246,7 @@ func (s *Server) Do(t testing.TB, method, path, kind string, body, out any) int 
 	return code
 }
 
-func (s *Server) do(ctx context.Context, method, path, kind string, body any) (int, []byte, error) {
+func (s *Server) do(ctx context.Context, method, path string, body any) (int, []byte, error) {
 	data, err := json.Marshal(body)
 	if err != nil {
 		return 0, nil, err
@@ -255,15 +256,16 @@ func (s *Server) do(ctx context.Context, method, path, kind string, body any) (i
 		return 0, nil, err
 	}
 	req.Header.Set("Authorization", "Bearer "+token(admin))
-	if kind == "" {
-		kind = "application/json"
+	kind := "application/json"
+	if method == http.MethodPatch {
+		kind = "application/merge-patch+json"
 	}
 	req.Header.Set("Content-Type", kind)
 	resp, err := s.client.Do(req)
 	if err != nil {
 		return 0, nil, err
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	text, err := io.ReadAll(resp.Body)
 	return resp.StatusCode, text, err
 }
@@ -302,7 +304,7 @@ func (p *process) start() error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	p.cmd = exec.Command(p.args[0], p.args[1:]...)
 	p.cmd.Stdout, p.cmd.Stderr = f, f
 	p.cmd.Dir = p.dir

@@ -18,10 +18,9 @@ import (
 )
 
 const (
-	nodesPath  = "/api/v1/nodes"
-	mergePatch = "application/merge-patch+json"
-	prefix     = kube.DefaultAnnotationPrefix + "/"
-	config4    = `{"Network":"10.244.0.0/16"}`
+	nodesPath = "/api/v1/nodes"
+	prefix    = kube.DefaultAnnotationPrefix + "/"
+	config4   = `{"Network":"10.244.0.0/16"}`
 )
 
 // object is what the tests read of a Node.
@@ -99,7 +98,7 @@ func (c *cluster) manager(t testing.TB, change func(*kube.Options)) *kube.Manage
 // register makes a Node, as its kubelet does.
 func (c *cluster) register(t testing.TB, name string, podCIDRs ...string) {
 	t.Helper()
-	c.Do(t, http.MethodPost, nodesPath, "", map[string]any{
+	c.Do(t, http.MethodPost, nodesPath, map[string]any{
 		"apiVersion": "v1", "kind": "Node", "metadata": map[string]any{"name": name}, "spec": spec(podCIDRs),
 	}, nil)
 }
@@ -114,24 +113,24 @@ func spec(podCIDRs []string) map[string]any {
 // assign gives a Node its subnets, as the controller-manager does.
 func (c *cluster) assign(t testing.TB, name string, podCIDRs ...string) {
 	t.Helper()
-	c.Do(t, http.MethodPatch, nodesPath+"/"+name, mergePatch, map[string]any{"spec": spec(podCIDRs)}, nil)
+	c.Do(t, http.MethodPatch, nodesPath+"/"+name, map[string]any{"spec": spec(podCIDRs)}, nil)
 }
 
 // annotate changes annotations as kubectl does; nil removes one.
 func (c *cluster) annotate(t testing.TB, name string, annotations map[string]any) {
 	t.Helper()
-	c.Do(t, http.MethodPatch, nodesPath+"/"+name, mergePatch, map[string]any{"metadata": map[string]any{"annotations": annotations}}, nil)
+	c.Do(t, http.MethodPatch, nodesPath+"/"+name, map[string]any{"metadata": map[string]any{"annotations": annotations}}, nil)
 }
 
 func (c *cluster) delete(t testing.TB, name string) {
 	t.Helper()
-	c.Do(t, http.MethodDelete, nodesPath+"/"+name, "", nil, nil)
+	c.Do(t, http.MethodDelete, nodesPath+"/"+name, nil, nil)
 }
 
 func (c *cluster) get(t testing.TB, name string) object {
 	t.Helper()
 	var n object
-	if code := c.Do(t, http.MethodGet, nodesPath+"/"+name, "", nil, &n); code != http.StatusOK {
+	if code := c.Do(t, http.MethodGet, nodesPath+"/"+name, nil, &n); code != http.StatusOK {
 		t.Fatalf("node %s: %d", name, code)
 	}
 	return n

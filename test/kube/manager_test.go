@@ -39,7 +39,7 @@ func TestManager(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := onServer(t, server, parse(t, config4))
-			t.Cleanup(func() { c.Do(t, http.MethodDelete, nodesPath, "", nil, nil) })
+			t.Cleanup(func() { c.Do(t, http.MethodDelete, nodesPath, nil, nil) })
 			run(t, c)
 		})
 	}
@@ -183,7 +183,7 @@ func testHeartbeats(t *testing.T, c *cluster) {
 	p.waitFor(t, "the peer", peers("peer"))
 	_, before := p.get()
 	for i := range 20 {
-		c.Do(t, http.MethodPatch, nodesPath+"/peer/status", mergePatch, map[string]any{"status": map[string]any{
+		c.Do(t, http.MethodPatch, nodesPath+"/peer/status", map[string]any{"status": map[string]any{
 			"nodeInfo": map[string]any{"kernelVersion": fmt.Sprint(i)}}}, nil)
 	}
 	// What comes after them has been seen, so they have.
@@ -284,7 +284,7 @@ func withTaint(o *kube.Options) { o.StartupTaint = taint }
 func (c *cluster) tainted(t *testing.T, name, podCIDR string) {
 	t.Helper()
 	c.register(t, name, podCIDR)
-	c.Do(t, http.MethodPatch, nodesPath+"/"+name, mergePatch, map[string]any{"spec": map[string]any{"taints": []map[string]string{
+	c.Do(t, http.MethodPatch, nodesPath+"/"+name, map[string]any{"spec": map[string]any{"taints": []map[string]string{
 		{"key": taint, "effect": "NoSchedule"}, {"key": "keep", "value": "v", "effect": "NoSchedule"}, {"key": taint, "effect": "NoExecute"},
 	}}}, nil)
 }

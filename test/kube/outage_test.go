@@ -69,7 +69,7 @@ func TestMemoryOfAThousandNodes(t *testing.T) {
 	bulky := bulkyStatus()
 	for i := range nodes {
 		name := fmt.Sprintf("node-%04d", i)
-		c.Do(t, http.MethodPost, nodesPath, "", map[string]any{
+		c.Do(t, http.MethodPost, nodesPath, map[string]any{
 			"apiVersion": "v1", "kind": "Node", "spec": spec([]string{fmt.Sprintf("10.244.%d.%d/26", i/4, i%4*64)}),
 			"metadata": map[string]any{"name": name, "annotations": map[string]string{
 				prefix + "kube-subnet-manager": "true", prefix + "backend-type": "vxlan",

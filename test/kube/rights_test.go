@@ -30,9 +30,9 @@ func (c *cluster) user(t *testing.T, name string, rules []rule) string {
 	t.Helper()
 	const rbac = "/apis/rbac.authorization.k8s.io/v1/"
 	meta := map[string]any{"name": name}
-	c.Do(t, http.MethodPost, rbac+"clusterroles", "", map[string]any{
+	c.Do(t, http.MethodPost, rbac+"clusterroles", map[string]any{
 		"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": meta, "rules": rules}, nil)
-	c.Do(t, http.MethodPost, rbac+"clusterrolebindings", "", map[string]any{
+	c.Do(t, http.MethodPost, rbac+"clusterrolebindings", map[string]any{
 		"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": meta,
 		"roleRef":  map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
 		"subjects": []map[string]any{{"kind": "User", "name": name, "apiGroup": "rbac.authorization.k8s.io"}},
