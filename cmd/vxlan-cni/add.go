@@ -50,6 +50,11 @@ func add(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
+	turn, err := takeTurn(ctx, a.conf.RunDir, pod.HostName(a.pod.Container, a.pod.IfName))
+	if err != nil {
+		return explain(err)
+	}
+	defer func() { _ = turn.Close() }()
 	pool, err := ipam.Open(a.conf.RunDir, node.Subnets)
 	if err != nil {
 		return explain(err)

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -25,6 +27,13 @@ func del(args *skel.CmdArgs) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), delBound)
 	defer cancel()
+	turn, err := takeTurn(ctx, conf.RunDir, pod.HostName(args.ContainerID, args.IfName))
+	switch {
+	case err == nil:
+		defer func() { _ = turn.Close() }()
+	case !errors.Is(err, fs.ErrNotExist): // without the folder no ADD is at work
+		return retryable(explain(err))
+	}
 	return retryable(detach(ctx, conf.RunDir, ipam.Key{Container: args.ContainerID, IfName: args.IfName}, args.Netns))
 }
 

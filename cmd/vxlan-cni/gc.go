@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -71,7 +72,23 @@ type stale struct {
 	key  ipam.Key
 }
 
+// remove takes the turn of the attachment. An ADD that was at work when links and
+// slots were listed is done by then: what it made complete stays.
 func (s stale) remove(ctx context.Context, dir string) error {
+	name := s.link
+	if name == "" {
+		name = pod.HostName(s.key.Container, s.key.IfName)
+	}
+	turn, err := takeTurn(ctx, dir, name)
+	switch {
+	case err == nil:
+		defer func() { _ = turn.Close() }()
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	if complete, err := s.completed(); complete || err != nil {
+		return err
+	}
 	if s.link != "" {
 		if _, err := pod.Remove(s.link); err != nil {
 			return err
@@ -84,6 +101,19 @@ func (s stale) remove(ctx context.Context, dir string) error {
 		return fmt.Errorf("release addresses of %s of container %s: %w", s.key.IfName, s.key.Container, err)
 	}
 	return nil
+}
+
+// completed says whether a slot without a link has got one by now, or a link
+// without an owner has one.
+func (s stale) completed() (bool, error) {
+	if s.link == "" {
+		return pod.Attached(s.key.Container, s.key.IfName)
+	}
+	if s.key != (ipam.Key{}) {
+		return false, nil
+	}
+	ports, err := pod.List()
+	return slices.ContainsFunc(ports, func(p pod.Port) bool { return p.HostName == s.link && p.Container != "" }), err
 }
 
 // staleAttachments compares what is there with what is valid. The list is that
