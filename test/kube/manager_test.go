@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -332,21 +333,34 @@ func testAnnouncedAgain(t *testing.T, c *cluster) {
 }
 
 func testRelease(t *testing.T, c *cluster) {
-	c.register(t, "gone", "10.244.1.0/24")
-	acquire(t, c.manager(t, nil), request("gone", 1))
-	seen := acquire(t, c.manager(t, nil), request("gone", 1)).Revision
-	c.annotate(t, "gone", map[string]any{"mine": "stays"})
+	c.register(t, "us", "10.244.1.0/24")
+	c.register(t, "gone", "10.244.2.0/24")
+	c.register(t, "bare", "10.244.3.0/24")
 	m := c.manager(t, nil)
-	if err := m.Release(t.Context(), "gone", seen); err == nil {
-		t.Error("released although it has changed")
+	acquire(t, m, request("us", 1))
+	acquire(t, c.manager(t, nil), request("gone", 2))
+	p, _ := run(t, m)
+	seen := p.waitFor(t, "the peer", peers("gone")).Peers[0].Revision
+	for _, none := range []string{"bare", "nobody"} {
+		if err := m.Release(t.Context(), none, 0); !errors.Is(err, subnet.ErrNoLease) {
+			t.Errorf("%s: %v, want %v", none, err, subnet.ErrNoLease)
+		}
 	}
-	if err := m.Release(t.Context(), "gone", 0); err != nil {
+	// A change of the lease counts, another one of the Node does not.
+	c.annotate(t, "gone", map[string]any{prefix + "public-ip": "192.0.2.77"})
+	if err := m.Release(t.Context(), "gone", seen); !errors.Is(err, subnet.ErrChanged) {
+		t.Errorf("changed: %v, want %v", err, subnet.ErrChanged)
+	}
+	now := p.waitFor(t, "the new address", func(s subnet.Snapshot) bool { return s.Peers[0].Revision > seen }).Peers[0].Revision
+	c.annotate(t, "gone", map[string]any{"mine": "stays"})
+	if err := m.Release(t.Context(), "gone", now); err != nil {
 		t.Fatal(err)
 	}
 	n := c.get(t, "gone")
 	if s, _ := networkCondition(n); s != "True" || len(n.Metadata.Annotations) != 1 {
 		t.Errorf("condition %q, annotations %q", s, n.Metadata.Annotations)
 	}
+	p.waitFor(t, "no peers", peers())
 }
 
 func testPrefix(t *testing.T, c *cluster) {

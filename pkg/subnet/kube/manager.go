@@ -30,7 +30,8 @@ type Manager struct {
 	mu        sync.Mutex // guards what follows
 	cfg       *subnet.Config
 	held      holding
-	announced bool // Announce said last that the node is ready
+	announced bool  // Announce said last that the node is ready
+	book      *book // what Run sees; nil before it
 }
 
 // A holding is what this node has.
@@ -223,31 +224,6 @@ func (m *Manager) wake() {
 	case m.news <- struct{}{}:
 	default: // one is waiting already
 	}
-}
-
-// Release takes the lease off a Node that another daemon held, such as one that
-// was drained: its annotations go, and its network is said to be unavailable.
-// A daemon that still runs there takes its lease again. revision is that of the
-// lease as it was seen; 0 is any.
-func (m *Manager) Release(ctx context.Context, name string, revision int64) error {
-	n, err := m.client.get(ctx, name)
-	if err != nil {
-		return fmt.Errorf("release lease of %s: %w", name, err)
-	}
-	none := map[string]*string{}
-	for _, w := range written() {
-		none[m.notes.prefix+w] = nil
-	}
-	diff := changes(n.Annotations, none)
-	if revision != 0 && revisionOf(n) != revision {
-		return fmt.Errorf("release lease of %s: %w: is at revision %d, not %d", name, errConflict, revisionOf(n), revision)
-	}
-	if len(diff) > 0 {
-		if n, err = m.client.annotate(ctx, n, diff); err != nil {
-			return fmt.Errorf("release lease of %s: %w", name, err)
-		}
-	}
-	return m.setCondition(ctx, n, false)
 }
 
 func revisionOf(n *node) int64 { return revision(n.ResourceVersion) }

@@ -55,6 +55,9 @@ func (m *Manager) Run(ctx context.Context, fn func(subnet.Snapshot)) error {
 		cfg: cfg, notes: m.notes, own: held.want.Node, log: m.opts.Log, news: m.wake,
 		records: map[string]subnet.Record{},
 	}}
+	m.mu.Lock()
+	m.book = k.book
+	m.mu.Unlock()
 	wg.Go(func() { m.reflect(ctx, k.book) })
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
