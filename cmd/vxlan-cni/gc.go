@@ -97,6 +97,10 @@ func (s stale) remove(ctx context.Context, dir string) error {
 	if s.key == (ipam.Key{}) {
 		return nil
 	}
+	// A link that bore the alias of another attachment was not that one's.
+	if stands, err := pod.Attached(s.key.Container, s.key.IfName); stands || err != nil {
+		return err
+	}
 	if _, err := ipam.ReleaseAll(ctx, dir, s.key); err != nil {
 		return fmt.Errorf("release addresses of %s of container %s: %w", s.key.IfName, s.key.Container, err)
 	}
@@ -129,7 +133,7 @@ func staleAttachments(network string, list []types.GCAttachment, ports []pod.Por
 	for _, p := range ports {
 		key := ipam.Key{Container: p.Container, IfName: p.IfName}
 		switch {
-		case valid[p.HostName]:
+		case valid[p.HostName], valid[pod.HostName(p.Container, p.IfName)]: // it may have been renamed
 		case p.Container != "" && p.Network != network:
 			keep[key] = true
 		default:

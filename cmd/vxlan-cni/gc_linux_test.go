@@ -73,6 +73,11 @@ func TestStaleAttachments(t *testing.T) {
 		return pod.Port{Container: id, IfName: "eth0", Network: network, HostName: pod.HostName(id, "eth0")}
 	}
 	half := func(id string) pod.Port { return pod.Port{HostName: pod.HostName(id, "eth0")} }
+	renamed := func(id string) pod.Port {
+		p := port(id, "pods")
+		p.HostName = "renamed-" + id
+		return p
+	}
 	slot := func(id string) ipam.Entry {
 		return ipam.Entry{Slot: ipam.Slot{Key: ipam.Key{Container: id, IfName: "eth0"}}}
 	}
@@ -88,6 +93,9 @@ func TestStaleAttachments(t *testing.T) {
 		"link without slot":      {ports: []pod.Port{port("a", "pods")}, want: "link+slot a"},
 		"slot without link":      {valid: "b", slots: []ipam.Entry{slot("a"), slot("b")}, want: "slot a"},
 		"half a link and a slot": {ports: []pod.Port{half("a")}, slots: []ipam.Entry{slot("a")}, want: "link  slot a"},
+		"renamed, valid":         {valid: "a", ports: []pod.Port{renamed("a")}, slots: []ipam.Entry{slot("a")}},
+		"renamed, stale":         {ports: []pod.Port{renamed("a")}, slots: []ipam.Entry{slot("a")}, want: "link+slot a"},
+		"two halves":             {ports: []pod.Port{half("a"), half("b")}, want: "link  link "},
 		"another network":        {ports: []pod.Port{port("a", "other")}, slots: []ipam.Entry{slot("a")}},
 	} {
 		var list []types.GCAttachment
@@ -122,4 +130,22 @@ func TestStatus(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.fails(ask, n.conf("1.1.0"), 50, "slots-10.244.1.0-24")
+}
+
+// A renamed link is its pod's still, for GC, for an ADD that is repeated, and for DEL.
+func TestRenamedLinkIsThePods(t *testing.T) {
+	n, p := newNode(t), netlab.TestNamespace(t)
+	e := podEnv("abc", p)
+	n.ok(e, n.conf("1.1.0"))
+	n.sh("ip link set " + n.links()[0] + " name vethrenamed")
+	before := n.holds()
+	n.ok(env{verb: "GC"}, n.conf("1.1.0", `"cni.dev/valid-attachments": [{"containerID": "abc", "ifname": "eth0"}]`))
+	n.fails(e, n.conf("1.1.0"), 4, "CNI_IFNAME")
+	if after := n.holds(); after != before {
+		t.Errorf("after GC and ADD:\n%swant:\n%s", after, before)
+	}
+	n.ok(e.with("DEL"), n.conf("1.1.0"))
+	if left := n.holds(); left != "" {
+		t.Errorf("left behind:\n%s", left)
+	}
 }

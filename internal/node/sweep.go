@@ -20,6 +20,9 @@ const sweepEvery = time.Minute
 // the runtime undoes a chain in reverse and stops at the first failure. A slot
 // without a link in two observations, a minute apart, is nobody's.
 //
+// Links are known by their aliases, for people rename them. While one of our group
+// does not tell whose it is, nothing is freed.
+//
 // The slot of a pod that another plugin attached has no link of ours: it is
 // nobody's if besides no port of the bridge can be that pod's.
 type sweeper struct {
@@ -55,9 +58,14 @@ func (s sweeper) sweep(ctx context.Context, before map[ipam.Key]bool, age time.D
 		s.log.Warn("addresses not swept", "error", err)
 		return before
 	}
-	links := map[string]bool{}
+	names, keys := map[string]bool{}, map[ipam.Key]bool{}
 	for _, p := range ports {
-		links[p.HostName] = true
+		if !p.Tells() {
+			s.log.Warn("addresses not swept: a link of our group does not tell whose it is", "link", p.HostName)
+			return before
+		}
+		names[p.HostName] = true
+		keys[ipam.Key{Container: p.Container, IfName: p.IfName}] = true // also of one that was renamed
 	}
 	// Without knowledge of the bridge imported slots stay.
 	bridge, _, err := pod.ReadBridge(s.bridge)
@@ -67,7 +75,7 @@ func (s sweeper) sweep(ctx context.Context, before map[ipam.Key]bool, age time.D
 	}
 	suspects := map[ipam.Key]bool{}
 	freed, err := ipam.Retain(ctx, s.dir, func(slot ipam.Slot) bool {
-		if slot.Age < age || links[pod.HostName(slot.Key.Container, slot.Key.IfName)] {
+		if slot.Age < age || keys[slot.Key] || names[pod.HostName(slot.Key.Container, slot.Key.IfName)] {
 			return true
 		}
 		if slot.Imported && (!known || bridge.MayLive(slot.Addrs, current.Subnets)) {

@@ -18,6 +18,9 @@ const Group = 0x7643
 const MaxNetwork = 47
 
 const (
+	hostPrefix = "veth" // of HostName, which hostDigits of a hash follow
+	hostDigits = 11
+
 	// aliasMark begins the alias (IFLA_IFALIAS) of every link of ours.
 	aliasMark = "vxlan-cni"
 
@@ -35,7 +38,7 @@ const (
 // node before two names meet with a chance of 1 %.
 func HostName(container, ifname string) string {
 	sum := sha256.Sum256([]byte(container + "/" + ifname))
-	return "veth" + hex.EncodeToString(sum[:6])[:11]
+	return hostPrefix + hex.EncodeToString(sum[:6])[:hostDigits]
 }
 
 // MACFor derives an interface's MAC from its addresses: 0a:58 and the IPv4

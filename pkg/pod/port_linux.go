@@ -2,6 +2,7 @@ package pod
 
 import (
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -39,13 +40,10 @@ func List() ([]Port, error) {
 	return ports, nil
 }
 
-// port reads a link's alias. It is believed only if the link's name follows
-// from it: anybody may write any alias.
+// port reads the alias of a link of our group. It is believed also where the name
+// does not follow from it: people rename links, and the pod behind one lives on.
 func port(l link) Port {
-	p, ok := parseAlias(l.Alias)
-	if !ok || HostName(p.Container, p.IfName) != l.Name {
-		p = Port{}
-	}
+	p, _ := parseAlias(l.Alias)
 	p.HostName, p.HostIndex, p.Bridge, p.Up = l.Name, l.Index, l.Master, l.Up
 	return p
 }
@@ -57,14 +55,47 @@ func Attached(container, ifname string) (bool, error) {
 		return false, err
 	}
 	defer func() { _ = c.Close() }()
-	_, found, err := findLink(c, HostName(container, ifname))
+	_, found, err := findPort(c, container, ifname)
 	return found, err
 }
 
+// findPort reads the link of an attachment: that of its name, or else one of our
+// group that was renamed and bears its alias.
+func findPort(c *rtnl.Conn, container, ifname string) (l link, found bool, err error) {
+	l, found, err = findLink(c, HostName(container, ifname))
+	if found || err != nil {
+		return l, found, err
+	}
+	links, err := veths(c)
+	for _, l := range links {
+		if p := port(l); p.Container == container && p.IfName == ifname {
+			return l, true, err
+		}
+	}
+	return link{}, false, err
+}
+
+// Tells says whether the link tells whose it is: by its alias, or where an Attach
+// was killed half-way by a name that HostName may have made.
+func (p Port) Tells() bool {
+	hash, ok := strings.CutPrefix(p.HostName, hostPrefix)
+	return p.Container != "" || ok && len(hash) == hostDigits && strings.Trim(hash, "0123456789abcdef") == ""
+}
+
 // Detach removes the pair of which ifname is the pod's end, wherever the pod's
-// namespace is or was. One that is not there is a success, and found is false.
+// namespace is or was, and also if the node's end was renamed. One that is not there
+// is a success, and found is false.
 func Detach(container, ifname string) (found bool, err error) {
-	return Remove(HostName(container, ifname))
+	c, err := rtnl.Dial()
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = c.Close() }()
+	l, found, err := findPort(c, container, ifname)
+	if err != nil {
+		return false, fmt.Errorf("look for link %s: %w", HostName(container, ifname), err)
+	}
+	return remove(c, l, found)
 }
 
 // Remove is Detach by the name of the node's end. A link of that name without
@@ -76,17 +107,23 @@ func Remove(hostName string) (found bool, err error) {
 	}
 	defer func() { _ = c.Close() }()
 	l, found, err := findLink(c, hostName)
-	switch {
-	case err != nil:
+	if err != nil {
 		return false, fmt.Errorf("look for link %s: %w", hostName, err)
-	case !found:
+	}
+	return remove(c, l, found)
+}
+
+// remove removes a link that was found.
+func remove(c *rtnl.Conn, l link, found bool) (removed bool, err error) {
+	if !found {
 		return false, nil
-	case l.Kind != "veth" || l.Group != Group:
+	}
+	if l.Kind != "veth" || l.Group != Group {
 		return false, fmt.Errorf("link %s is of kind %q and group %#x, want veth and %#x: not ours to remove",
-			hostName, l.Kind, l.Group, Group)
+			l.Name, l.Kind, l.Group, Group)
 	}
 	err = run(c, []step{{
-		what: "remove link " + hostName,
+		what: "remove link " + l.Name,
 		req:  newLink(unix.RTM_DELLINK, 0, l.Index),
 		fine: []error{unix.ENODEV},
 	}})
