@@ -109,9 +109,14 @@ type storedJSON struct {
 	Schema *int
 	MTU    int
 	Since  string
+
+	data4, data6 *backendData // the backend's data, if it is known already
 }
 
 func decodeRecord(data []byte) (Lease, error) {
+	if r, ok := readPlain(data); ok {
+		return r.lease()
+	}
 	var r *storedJSON
 	if err := unmarshal(data, &r); err != nil {
 		return Lease{}, err
@@ -119,6 +124,10 @@ func decodeRecord(data []byte) (Lease, error) {
 	if r == nil {
 		return Lease{}, errors.New("null: want a JSON object")
 	}
+	return r.lease()
+}
+
+func (r *storedJSON) lease() (Lease, error) {
 	switch {
 	case r.Schema != nil && *r.Schema != RecordSchema:
 		return Lease{}, fmt.Errorf("schema %d: want %d", *r.Schema, RecordSchema)
@@ -136,8 +145,8 @@ func decodeRecord(data []byte) (Lease, error) {
 		}
 	}
 	for _, end := range []endpoint{
-		{"PublicIP", r.PublicIP, "BackendData", r.BackendData, family4},
-		{"PublicIPv6", r.PublicIPv6, "BackendV6Data", r.BackendV6Data, family6},
+		{"PublicIP", r.PublicIP, "BackendData", r.BackendData, r.data4, family4},
+		{"PublicIPv6", r.PublicIPv6, "BackendV6Data", r.BackendV6Data, r.data6, family6},
 	} {
 		vtep, ok, err := end.parse(r.BackendType == backendVXLAN)
 		if err != nil {
@@ -156,6 +165,7 @@ type endpoint struct {
 	address    *string
 	dataKey    string
 	data       json.RawMessage
+	known      *backendData // data, if it is decoded already
 	family     family
 }
 
@@ -171,7 +181,7 @@ func (e endpoint) parse(vxlan bool) (VTEP, bool, error) {
 			vtep.Underlay = a
 		}
 	}
-	hasAddress, hasData := vtep.Underlay.IsValid(), len(e.data) > 0 && string(e.data) != "null"
+	hasAddress, hasData := vtep.Underlay.IsValid(), e.known != nil || (len(e.data) > 0 && string(e.data) != "null")
 	switch {
 	case !vxlan:
 		return vtep, hasAddress, nil
@@ -182,9 +192,11 @@ func (e endpoint) parse(vxlan bool) (VTEP, bool, error) {
 	case !hasAddress:
 		return VTEP{}, false, fmt.Errorf("%s: missing, want an address beside %s", e.addressKey, e.dataKey)
 	}
-	var d backendData
-	if err := unmarshal(e.data, &d); err != nil {
-		return VTEP{}, false, fmt.Errorf("%s: %w", e.dataKey, err)
+	d := e.known
+	if d == nil {
+		if err := unmarshal(e.data, &d); err != nil {
+			return VTEP{}, false, fmt.Errorf("%s: %w", e.dataKey, err)
+		}
 	}
 	mac, err := ParseMAC(d.VtepMAC)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 func mac(s string) MAC {
@@ -212,4 +213,23 @@ func FuzzDecodeRecord(f *testing.F) {
 			t.Fatalf("%q: %+v\nwritten as %s\nread as %+v, %v", data, l, out, again, err)
 		}
 	})
+}
+
+func TestSinceOfARecord(t *testing.T) {
+	l := Lease{Node: "a", Backend: "vxlan", VTEPs: []VTEP{{addr("192.0.2.7"), MAC{2, 0, 0, 0, 0, 1}, 1}}}
+	l.Since = time.Date(2026, 1, 31, 13, 0, 0, 5e8, time.FixedZone("CET", 3600))
+	data, err := EncodeRecord(l)
+	if err != nil || !strings.Contains(string(data), `"Since":"2026-01-31T12:00:00Z"`) {
+		t.Fatalf("%s, %v", data, err)
+	}
+	got, err := DecodeRecord(data)
+	if err != nil || !got.Since.Equal(l.Since.Truncate(time.Second)) {
+		t.Errorf("since %s, %v, want %s", got.Since, err, l.Since)
+	}
+	for _, bad := range []string{`"yesterday"`, `5`, `"9999-12-31T23:59:59-01:00"`} {
+		_, err := DecodeRecord([]byte(strings.Replace(string(data), `"2026-01-31T12:00:00Z"`, bad, 1)))
+		if err == nil || !strings.Contains(err.Error(), "Since") {
+			t.Errorf("%s: %v, want an error about Since", bad, err)
+		}
+	}
 }

@@ -21,7 +21,10 @@ func Sort(cfg Config, node string, records []Record) Snapshot {
 		byAge[i] = &records[i]
 	}
 	slices.SortFunc(byAge, func(a, b *Record) int {
-		return cmp.Or(cmp.Compare(a.Lease.Created, b.Lease.Created), cmp.Compare(a.Key, b.Key))
+		if c := cmp.Compare(a.Lease.Created, b.Lease.Created); c != 0 {
+			return c
+		}
+		return cmp.Compare(a.Key, b.Key)
 	})
 	var snap Snapshot
 	ignore := func(key string, err error, conflict bool) {
@@ -52,15 +55,22 @@ func Sort(cfg Config, node string, records []Record) Snapshot {
 			held.underlay[v.Underlay] = who
 		}
 	}
+	peers := others[:0]
 	for _, r := range others {
-		if err := held.conflict(r.Lease); err != nil {
+		if err := held.conflict(&r.Lease); err != nil {
 			ignore(r.Key, err, true)
 			continue
 		}
 		held.add(r, "the older lease "+r.Key)
-		snap.Peers = append(snap.Peers, r.Lease)
+		peers = append(peers, r)
 	}
-	slices.SortFunc(snap.Peers, func(a, b Lease) int { return a.Subnets[0].Compare(b.Subnets[0]) })
+	slices.SortFunc(peers, func(a, b *Record) int { return a.Lease.Subnets[0].Compare(b.Lease.Subnets[0]) })
+	if len(peers) > 0 {
+		snap.Peers = make([]Lease, len(peers))
+	}
+	for i, r := range peers {
+		snap.Peers[i] = r.Lease
+	}
 	slices.SortFunc(snap.Ignored, func(a, b Ignored) int { return cmp.Compare(a.Key, b.Key) })
 	return snap
 }
@@ -135,7 +145,7 @@ func (c *claims) add(r *Record, who string) {
 }
 
 // conflict says what of a lease somebody else holds.
-func (c *claims) conflict(l Lease) error {
+func (c *claims) conflict(l *Lease) error {
 	for _, s := range l.Subnets {
 		if who, taken := c.overlap(s); taken {
 			return fmt.Errorf("subnet %s: overlaps %s", s, who)
