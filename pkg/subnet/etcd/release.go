@@ -76,13 +76,13 @@ func isOf(l subnet.Lease, node string) bool {
 // not in it. It costs a request for each lease: it is for people who ask, not
 // for every snapshot.
 func (m *Manager) Expiries(ctx context.Context) (map[netip.Prefix]time.Time, error) {
-	resp, err := m.get(ctx, m.subnetsPrefix(), clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	resp, err := m.list(ctx, m.subnetsPrefix()) // with keys only, etcd 3.7 does not say the etcd lease
 	if err != nil {
 		return nil, fmt.Errorf("ask for the end of leases: %w", err)
 	}
 	todo := make(chan entry, len(resp.Kvs))
 	for _, kv := range resp.Kvs {
-		e := newEntry(m.subnetsPrefix(), kv) // the value is not there, but key and etcd lease are
+		e := newEntry(m.subnetsPrefix(), kv)
 		if e.lease != 0 && len(e.record.Lease.Subnets) > 0 {
 			todo <- e
 		}
