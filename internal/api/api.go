@@ -113,6 +113,8 @@ type Slots struct {
 	Total   int `json:"total"`
 	Held    int `json:"held"`
 	Resting int `json:"resting"` // released less than the rest time ago
+
+	Error string `json:"error,omitempty"` // why they cannot be counted
 }
 
 // Lease is one record of the store. One that is ignored has a reason, a key, and

@@ -5,9 +5,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
+	"github.com/vxlan-cni/vxlan-cni/internal/api"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 )
 
@@ -60,10 +65,12 @@ func (e *FlagError) Error() string {
 // Check returns a *FlagError for the first value that cannot be.
 func (c Config) Check() error {
 	switch {
-	case c.Node == "" || len(c.Node) > 253:
-		return &FlagError{"node-id", c.Node, "1 to 253 bytes that stay the same over reboots, such as the host name"}
-	case c.RunDir == "":
-		return &FlagError{"run-dir", c.RunDir, "a folder that does not survive a reboot, such as " + subnet.RunDir}
+	case !nodeID(c.Node):
+		return &FlagError{"node-id", c.Node, "1 to 253 bytes without spaces that stay the same over reboots, such as the host name"}
+	case !filepath.IsAbs(c.RunDir) || len(c.RunDir) > maxRunDir:
+		return &FlagError{"run-dir", c.RunDir, fmt.Sprintf("an absolute path of at most %d bytes to a folder that does not survive a reboot, such as %s", maxRunDir, subnet.RunDir)}
+	case c.Public.IsValid() && !reachable(c.Public):
+		return &FlagError{"public-ip", c.Public.String(), "a unicast address that other nodes reach"}
 	case !linkName(c.Device):
 		return &FlagError{"device", c.Device, "a link name of 1 to 15 bytes without '/', ':' or white space"}
 	case !linkName(c.Bridge):
@@ -91,14 +98,22 @@ func hostPort(s string) bool {
 	return err == nil
 }
 
+// maxRunDir leaves room for the socket's name in the 107 bytes that the kernel
+// has for a socket's path.
+const maxRunDir = 107 - 1 - len(api.SocketName)
+
+// nodeID and linkName are as strict as the readers of the lease and the node
+// file, so that what passes here is not refused there.
+func nodeID(s string) bool { return s != "" && len(s) <= 253 && plain(s) }
+
 func linkName(s string) bool {
-	if s == "" || len(s) > 15 || s == "." || s == ".." {
-		return false
-	}
-	for _, r := range s {
-		if r == '/' || r == ':' || r <= ' ' || r == 0x7f {
-			return false
-		}
-	}
-	return true
+	return s != "" && len(s) <= 15 && s != "." && s != ".." && !strings.ContainsAny(s, "/:") && plain(s)
+}
+
+func plain(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsGraphic(r) })
+}
+
+func reachable(a netip.Addr) bool {
+	return !a.Is4In6() && a.IsGlobalUnicast() && a.Zone() == ""
 }

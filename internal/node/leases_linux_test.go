@@ -145,8 +145,9 @@ func watchDeletions(t *testing.T) func() string {
 	})
 	t.Cleanup(end)
 	mark := func(address string) {
-		ip(t, "ip route add "+address+" dev lo")
 		eventually(t, "ip monitor tells", func() error {
+			// Again each time: the monitor may not listen yet.
+			ip(t, "ip route replace "+address+" dev lo")
 			if !strings.Contains(out.String(), address) {
 				return fmt.Errorf("it has told %q", out.String())
 			}

@@ -46,7 +46,9 @@ type loop struct {
 
 	device  *vxlan.Device
 	monitor *vxlan.Monitor
-	ready   func() // called once, when the first reconcile is complete
+	ready   func()       // called once, when the first reconcile is complete
+	guard   func() error // says that the run folder is not ours any more
+	fatal   error        // ends the loop
 
 	snapshot subnet.Snapshot
 	taken    time.Time // when the snapshot came
@@ -59,13 +61,14 @@ type loop struct {
 
 	bridgeMAC net.HardwareAddr // of a bridge that was there before us; else nil
 
-	heard   []vxlan.Change // by others since the last comparison
-	clock   schedule
-	repairs *rate.Limiter
-	wait    time.Duration // before the next retry
-	misses  api.MissCount
-	kernel  api.Kernel
-	synced  bool
+	heard       []vxlan.Change // by others since the last comparison
+	bridgeIndex int
+	clock       schedule
+	repairs     *rate.Limiter
+	wait        time.Duration // before the next retry
+	misses      api.MissCount
+	kernel      api.Kernel
+	synced      bool
 }
 
 // run turns until ctx ends. Snapshots and queries come by channel, the kernel's
@@ -87,6 +90,9 @@ func (l *loop) run(ctx context.Context, snapshots <-chan subnet.Snapshot, querie
 			fn()
 		case <-timer.C:
 			l.due(time.Now())
+		}
+		if l.fatal != nil {
+			return l.fatal
 		}
 	}
 }
@@ -161,7 +167,7 @@ func nodeName(l subnet.Lease) string {
 // settle makes the own lease the device's address.
 func (l *loop) settle() error {
 	c := l.device.Config()
-	c.Addrs = nil
+	c.Addrs, c.Networks = nil, l.networks()
 	for _, s := range l.snapshot.Own.Subnets {
 		c.Addrs = append(c.Addrs, netip.PrefixFrom(s.Addr(), s.Addr().BitLen()))
 	}
@@ -177,10 +183,16 @@ func (l *loop) bridge() pod.Bridge {
 	for _, s := range l.snapshot.Own.Subnets {
 		b.Gateways = append(b.Gateways, netip.PrefixFrom(s.Addr().Next(), s.Bits()))
 	}
-	for _, r := range l.network.Ranges {
-		b.Networks = append(b.Networks, r.Network)
-	}
+	b.Networks = l.networks()
 	return b
+}
+
+// networks are the cluster's pod networks.
+func (l *loop) networks() (all []netip.Prefix) {
+	for _, r := range l.network.Ranges {
+		all = append(all, r.Network)
+	}
+	return all
 }
 
 // heed answers misses and repairs what others changed.
@@ -237,18 +249,16 @@ func (l *loop) answer(m vxlan.Miss, read time.Time) {
 	l.log.Debug("miss", "question", m.String(), "node", told.Node, "answered", told.Answered)
 }
 
-// auditing is the reason that a reconcile on the schedule gives.
-const auditing = "audit"
-
 // due does what the clock asks for.
 func (l *loop) due(now time.Time) {
-	for task, why := range map[task]string{audit: auditing, retry: "retry", repair: "repair", expire: "grace time over"} {
+	for task, why := range map[task]string{audit: "audit", retry: "retry", repair: "repair", expire: "grace time over"} {
 		if !l.clock.take(task, now) {
 			continue
 		}
 		switch task {
 		case audit:
 			l.clock.set(audit, now.Add(auditEvery))
+			l.fatal = l.guard()
 		case expire:
 			l.derive(now)
 		}
@@ -263,9 +273,12 @@ func (l *loop) reconcile(why string) {
 	}
 	l.monitor.SetScope(l.scope())
 	did, err := l.device.Ensure()
-	bridge, berr := l.ensureBridge(why)
+	bridge, berr := l.ensureBridge()
 	did = append(did, bridge...)
 	l.kernel.Operations += uint64(len(did))
+	if err != nil || berr != nil {
+		l.kernel.Errors++
+	}
 	l.monitor.SetScope(l.scope())
 
 	var ops []vxlan.Op
@@ -286,13 +299,14 @@ func (l *loop) reconcile(why string) {
 	l.publish()
 }
 
-// ensureBridge makes the bridge right and returns what was changed, in words. A
-// pod's link that lost its bridge is announced to nobody: the audit looks.
-func (l *loop) ensureBridge(why string) ([]string, error) {
+// ensureBridge makes the bridge right, hangs stray pods' links back on it, and
+// returns what was changed, in words.
+func (l *loop) ensureBridge() ([]string, error) {
 	b, err := l.bridge().Ensure()
-	if err != nil || why != auditing {
+	if err != nil {
 		return b.Changes, err
 	}
+	l.bridgeIndex = b.Index
 	back, err := pod.Reattach(b.Index)
 	return append(b.Changes, back...), err
 }
@@ -325,39 +339,13 @@ func (l *loop) pace(err error) {
 	l.clock.set(retry, time.Now().Add(l.wait))
 }
 
-// publish writes the node file and says once that the node is ready. One peer
-// that the kernel refuses does not keep pods from starting.
-func (l *loop) publish() {
-	if l.device.Link().Index == 0 {
-		return
-	}
-	f := subnet.NodeFile{
-		Schema: subnet.NodeFileSchema, Node: l.cfg.Node, Subnets: l.snapshot.Own.Subnets,
-		MTU: l.mtu, Bridge: l.cfg.Bridge,
-	}
-	if l.bridgeMAC != nil {
-		f.BridgeMAC = subnet.MAC(l.bridgeMAC)
-	}
-	for _, r := range l.network.Ranges {
-		f.Networks = append(f.Networks, r.Network)
-	}
-	if err := f.Write(l.cfg.RunDir); err != nil {
-		l.log.Error("node file not written: pods cannot start", "error", err)
-		l.kernel.LastError = err.Error()
-		l.clock.setEarlier(retry, time.Now().Add(retryMax))
-		return
-	}
-	if !l.synced {
-		l.synced = true
-		l.ready()
-	}
-}
-
 func (l *loop) scope() vxlan.Scope {
-	s := vxlan.Scope{
-		Index: l.device.Link().Index,
-		Names: []string{l.cfg.Device, l.cfg.Bridge},
-		Ports: []uint32{l.device.Port()},
+	return vxlan.Scope{
+		Index:    l.device.Link().Index,
+		Bridge:   l.bridgeIndex,
+		Names:    []string{l.cfg.Device, l.cfg.Bridge},
+		Ports:    []uint32{l.device.Port()},
+		Networks: l.networks(),
 		// Of links and FDB entries the kernel does not say who changed them:
 		// what is as wanted is no news. Nobody writes to l.want; derive
 		// replaces it.
@@ -365,10 +353,6 @@ func (l *loop) scope() vxlan.Scope {
 		Want:     l.want,
 		Gateways: l.bridge().Gateways,
 	}
-	for _, r := range l.network.Ranges {
-		s.Networks = append(s.Networks, r.Network)
-	}
-	return s
 }
 
 // count books changes that were attempted.

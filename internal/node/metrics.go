@@ -40,6 +40,7 @@ func metrics() []metric {
 		{describe("foreign_changes_undone_total", "Repairs of what others changed."), counter, func(s api.Status) float64 { return float64(s.Kernel.Foreign) }},
 		{describe("slots", "Pod addresses of the node."), gauge, func(s api.Status) float64 { return float64(s.Slots.Total) }},
 		{describe("slots_held", "Pod addresses that a pod holds."), gauge, func(s api.Status) float64 { return float64(s.Slots.Held) }},
+		{describe("slots_unreadable", "1 if a slot file is damaged, so that pods cannot start."), gauge, func(s api.Status) float64 { return truth(s.Slots.Error != "") }},
 		{describe("slots_resting", "Pod addresses that were released a moment ago."), gauge, func(s api.Status) float64 { return float64(s.Slots.Resting) }},
 	}
 }

@@ -4,27 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
-	"path/filepath"
 	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 	"github.com/vxlan-cni/vxlan-cni/pkg/vxlan"
 )
-
-// lockName is the file in the run folder that a running daemon locks.
-const lockName = "overlayd.lock"
 
 // A node is one daemon.
 type node struct {
@@ -33,6 +26,7 @@ type node struct {
 	manager subnet.Manager
 	started time.Time
 	journal journal
+	folder  runFolder
 
 	waiting   atomic.Pointer[string] // what the start waits for; nil once the loop turns
 	ready     atomic.Bool
@@ -51,13 +45,14 @@ func Run(ctx context.Context, cfg Config, m subnet.Manager, log *slog.Logger) er
 	if err := os.MkdirAll(cfg.RunDir, 0o755); err != nil {
 		return fmt.Errorf("make run folder: %w", err)
 	}
-	unlock, err := lock(cfg.RunDir)
+	folder, err := lock(cfg.RunDir)
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer folder.unlock()
 	n := &node{
-		cfg: cfg, log: log, manager: m, started: time.Now(),
+		folder: folder,
+		cfg:    cfg, log: log, manager: m, started: time.Now(),
 		up: make(chan struct{}), snapshots: make(chan subnet.Snapshot, 1), queries: make(chan func()),
 	}
 	n.wait("the store")
@@ -67,23 +62,6 @@ func Run(ctx context.Context, cfg Config, m subnet.Manager, log *slog.Logger) er
 	err = g.Wait()
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
 	return err
-}
-
-// lock keeps a second daemon from working on the same run folder. The kernel
-// lets go of it when the process ends, however that happens.
-func lock(dir string) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("lock run folder: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("another overlayd works on %s: stop it, or choose another --run-dir", dir)
-		}
-		return nil, fmt.Errorf("lock run folder: %w", err)
-	}
-	return func() { _ = f.Close() }, nil
 }
 
 func (n *node) wait(what string) { n.waiting.Store(&what) }
@@ -108,14 +86,14 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 	mac := subnet.VTEPMAC(n.cfg.Node, is4)
 	device, monitor, err := open(vxlan.Config{
 		Name: n.cfg.Device, VNI: network.Backend.VNI, Port: network.Backend.Port,
-		MAC: vxlan.MAC(mac), Local: underlay.Addr, MTU: mtu,
+		MAC: vxlan.MAC(mac), Local: underlay.Local, MTU: mtu,
 	})
 	if err != nil {
 		return err
 	}
 	n.wait("a lease")
 	_, err = n.manager.Acquire(ctx, subnet.Request{
-		Node: n.cfg.Node, Want: n.held(), MTU: mtu,
+		Node: n.cfg.Node, Want: n.folder.held(n.cfg.Node, n.log), MTU: mtu,
 		VTEPs: []subnet.VTEP{{Underlay: underlay.Addr, MAC: mac, VNI: network.Backend.VNI}},
 	})
 	if err != nil || ctx.Err() != nil {
@@ -124,7 +102,7 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 	n.wait("the first snapshot")
 	n.loop = &loop{
 		cfg: n.cfg, network: network, underlay: underlay, log: n.log, journal: &n.journal,
-		device: device, monitor: monitor, ready: n.announce, mtu: mtu, bridgeMAC: n.bridgeMAC(),
+		device: device, monitor: monitor, ready: n.announce, guard: n.folder.check, mtu: mtu, bridgeMAC: n.bridgeMAC(),
 		retained: retention{grace: n.cfg.Grace}, answered: map[string]uint64{},
 		repairs: rate.NewLimiter(repairRate, repairBurst),
 	}
@@ -165,19 +143,6 @@ func open(c vxlan.Config) (*vxlan.Device, *vxlan.Monitor, error) {
 	}
 	device, err := vxlan.Open(c)
 	return device, monitor, err
-}
-
-// held returns the subnets of the node file, which the running pods have: to
-// be asked for again should the store have lost them.
-func (n *node) held() []netip.Prefix {
-	f, err := subnet.ReadNodeFile(n.cfg.RunDir)
-	switch {
-	case err == nil && f.Node == n.cfg.Node:
-		return f.Subnets
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		n.log.Warn("node file not believed", "error", err)
-	}
-	return nil
 }
 
 // bridgeMAC returns the MAC by which running pods know their gateway, if it is

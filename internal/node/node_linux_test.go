@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 	"github.com/vxlan-cni/vxlan-cni/internal/api"
 	"github.com/vxlan-cni/vxlan-cni/internal/netlab"
 	"github.com/vxlan-cni/vxlan-cni/pkg/ipam"
+	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/subnettest"
 )
@@ -41,6 +43,9 @@ func ip(t *testing.T, line string) string {
 
 func try(line string) (string, error) {
 	words := strings.Fields(line)
+	if script, ok := strings.CutPrefix(line, "sh -c "); ok {
+		words = []string{"sh", "-c", strings.Trim(script, "'")}
+	}
 	out, err := exec.Command(words[0], words[1:]...).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("%s: %w: %s", line, err, out)
@@ -306,6 +311,11 @@ func TestTamperingIsUndone(t *testing.T) {
 		"ip link set overlay.1 address 02:00:00:00:00:99",
 		"ip link set overlay.1 mtu 1400",
 		"ip addr flush dev overlay.1",
+		"ip link set overlay.1 arp off",
+		"ip link set overlay.1 name stolen0",
+		"ip addr add 10.244.77.0/32 dev overlay.1",
+		"sh -c 'echo 0 > /proc/sys/net/ipv4/conf/overlay.1/forwarding'",
+		"sh -c 'echo 0 > /proc/sys/net/ipv4/conf/overlay-br0/forwarding'",
 		"ip link del overlay.1",
 		"ip link del overlay-br0",
 		"ip addr del " + gateway + " dev overlay-br0",
@@ -324,7 +334,15 @@ func TestTamperingIsUndone(t *testing.T) {
 				if !strings.Contains(link, "mtu 1450") || strings.Contains(link, "02:00:00:00:00:99") {
 					return fmt.Errorf("link is\n%s", link)
 				}
-				if addrs := ip(t, "ip -br addr"); !strings.Contains(addrs, gateway) || !strings.Contains(addrs, strings.Replace(gateway, ".1/24", ".0/32", 1)) {
+				if strings.Contains(link, "NOARP") {
+					return fmt.Errorf("link is\n%s", link)
+				}
+				for _, name := range []string{"overlay.1", "overlay-br0"} {
+					if b, err := os.ReadFile("/proc/sys/net/ipv4/conf/" + name + "/forwarding"); err != nil || string(b) != "1\n" {
+						return fmt.Errorf("forwarding on %s: %q %w", name, b, err)
+					}
+				}
+				if addrs := ip(t, "ip -br addr"); strings.Contains(addrs, "10.244.77.0/32") || !strings.Contains(addrs, gateway) || !strings.Contains(addrs, strings.Replace(gateway, ".1/24", ".0/32", 1)) {
 					return fmt.Errorf("addresses are\n%s", addrs)
 				}
 				return nil
@@ -338,8 +356,108 @@ func TestTamperingIsUndone(t *testing.T) {
 	if s := r.status(); s.Kernel.Foreign == 0 {
 		t.Error("no foreign change was counted")
 	}
-	if text := fmt.Sprint(events); strings.Contains(text, "foreign set address") || !strings.Contains(text, "set link overlay.1 down") || !strings.Contains(text, "deleted route 10.244.77.0/24") {
+	if text := fmt.Sprint(events); strings.Contains(text, "foreign set address "+gateway) || !strings.Contains(text, "set link overlay.1 down") || !strings.Contains(text, "deleted route 10.244.77.0/24") {
 		t.Errorf("events do not name the changes: %s", text)
+	}
+}
+
+func TestWrongNeighbourInOnMissModeIsPutRight(t *testing.T) {
+	underlay(t)
+	store := subnettest.NewStore(network(t))
+	put(t, store, lease("a", "10.244.77.0/24", "192.0.2.77", 77))
+	r := start(t, store, func(c *Config) { c.Resolve = OnMiss })
+	r.ready()
+	r.inSync(1)
+	for _, state := range []string{"reachable", "stale", "permanent"} {
+		ip(t, "ip neigh replace 10.244.77.0 lladdr 02:00:00:00:00:99 dev overlay.1 nud "+state)
+		eventually(t, state+" is put right", func() error {
+			if got := ip(t, "ip neigh show dev overlay.1"); !strings.Contains(got, "10.244.77.0 lladdr 02:00:00:00:00:4d PERMANENT") {
+				return fmt.Errorf("neighbours:\n%s", got)
+			}
+			return nil
+		})
+	}
+}
+
+func TestStrayPortComesBack(t *testing.T) {
+	underlay(t)
+	r := start(t, subnettest.NewStore(network(t)), nil)
+	r.ready()
+	ip(t, fmt.Sprintf("ip link add stray0 group %d type veth peer name stray1", pod.Group))
+	t.Cleanup(func() { ip(t, "ip link del stray0") })
+	ip(t, "ip link set stray0 master overlay-br0 up")
+	ip(t, "ip link set stray0 nomaster")
+	eventually(t, "it is a port again", func() error {
+		if got := ip(t, "ip link show stray0"); !strings.Contains(got, "master overlay-br0") {
+			return errors.New(got)
+		}
+		return nil
+	})
+}
+
+func TestPublicAddressBehindNAT(t *testing.T) {
+	underlay(t)
+	store := subnettest.NewStore(network(t))
+	r := start(t, store, func(c *Config) { c.Public = netip.MustParseAddr("198.51.100.7") })
+	if s := r.ready(); s.Lease.VTEPs[0].Underlay.String() != "198.51.100.7" {
+		t.Errorf("lease %+v, want the public address", s.Lease)
+	}
+	if got := ip(t, "ip -d link show overlay.1"); !strings.Contains(got, "local 192.0.2.10 ") {
+		t.Errorf("packets must leave with the interface's address:\n%s", got)
+	}
+}
+
+func TestRemovedRunFolderEndsTheDaemon(t *testing.T) {
+	underlay(t)
+	dir := filepath.Join(t.TempDir(), "run")
+	store := subnettest.NewStore(network(t))
+	r := start(t, store, func(c *Config) { c.RunDir = dir })
+	r.ready()
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	put(t, store, lease("a", "10.244.77.0/24", "192.0.2.77", 77)) // gives it something to do
+	select {
+	case err := <-r.done:
+		if err == nil || !strings.Contains(err.Error(), "removed or replaced") {
+			t.Errorf("it ended with %v", err)
+		}
+		r.done = nil
+	case <-time.After(5 * time.Second):
+		t.Error("it goes on without socket and lock")
+	}
+}
+
+func TestNodeFileNotBelievedIsPutAside(t *testing.T) {
+	underlay(t)
+	for name, text := range map[string]string{"torn": `{"schema":1,"no`, "of another node": `{"schema":1,"node":"other","networks":["10.244.0.0/16"],"subnets":["10.244.7.0/24"],"mtu":1450,"bridge":"b"}`} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, subnet.NodeFileName), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		r := start(t, subnettest.NewStore(network(t)), func(c *Config) { c.RunDir = dir })
+		r.ready()
+		if got, err := os.ReadFile(filepath.Join(dir, refusedName)); err != nil || string(got) != text {
+			t.Errorf("%s: put aside: %q, %v", name, got, err)
+		}
+		if f, err := subnet.ReadNodeFile(dir); err != nil || f.Node != "self" {
+			t.Errorf("%s: the new one: %+v, %v", name, f, err)
+		}
+		r.end()
+	}
+}
+
+func TestDamagedSlotFileHidesNothingElse(t *testing.T) {
+	underlay(t)
+	r := start(t, subnettest.NewStore(network(t)), nil)
+	s := r.ready()
+	path := filepath.Join(r.cfg.RunDir, "slots-"+strings.NewReplacer("/", "-").Replace(s.Lease.Subnets[0].String()))
+	if err := os.Truncate(path, 5000); err != nil {
+		t.Fatal(err)
+	}
+	s = r.status()
+	if !s.Ready || s.Device.Name == "" || !strings.Contains(s.Slots.Error, path) {
+		t.Errorf("status %+v", s)
 	}
 }
 

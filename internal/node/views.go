@@ -25,8 +25,12 @@ func (n *node) status(ctx context.Context) (api.Status, error) {
 	}
 	s.Ready = s.NotReady == nil
 	var err error
-	if n.do(ctx, func(l *loop) { err = l.fill(&s) }) && err == nil && len(s.Lease.Subnets) > 0 {
-		s.Slots, err = n.slots(ctx, s.Lease.Subnets)
+	if n.do(ctx, func(l *loop) { err = l.fill(&s) }) && len(s.Lease.Subnets) > 0 {
+		// A slot file that cannot be read is one fact more, and hides no other.
+		var serr error
+		if s.Slots, serr = n.slots(ctx, s.Lease.Subnets); serr != nil {
+			s.Slots.Error = serr.Error()
+		}
 	}
 	return s, err
 }

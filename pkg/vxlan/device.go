@@ -14,6 +14,11 @@ type Config struct {
 	Local netip.Addr     // the node's underlay address, source of encapsulated packets
 	MTU   int            // bytes
 	Addrs []netip.Prefix // the node's own addresses inside the overlay, host prefixes
+
+	// Networks are the cluster's pod networks. An address inside them that is
+	// not in Addrs is removed from the device, whoever put it there: a peer's
+	// gateway as an address of our own would make its route impossible.
+	Networks []netip.Prefix
 }
 
 // Link is a VXLAN device as the kernel holds it.

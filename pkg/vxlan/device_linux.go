@@ -74,6 +74,17 @@ func (d *Device) Ensure() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !found {
+		if was, err := d.rename(); err != nil || was != "" {
+			if err == nil {
+				have, found, err = d.read()
+			}
+			if err != nil {
+				return nil, err
+			}
+			did = append(did, "renamed "+was+" to "+d.cfg.Name)
+		}
+	}
 	if found && have.kind != "vxlan" {
 		return nil, fmt.Errorf("link %s is a %s, not a vxlan device: remove it or choose another name", d.cfg.Name, have.kind)
 	}
@@ -130,6 +141,9 @@ func (d *Device) adjust(have linkInfo) (did []string, err error) {
 	if !tuned || !have.forwarding || have.inet6 && !have.quiet {
 		change("set neighbour probes, forwarding and address generation", append(tuneRequests(have.Index, have.inet6), familyRequest(have.Index, have.inet6))...)
 	}
+	if have.noARP {
+		change("set arp on", changeLink(have.Index, 0, unix.IFF_NOARP))
+	}
 	if !have.Up {
 		change("set up", setLink(have.Index, unix.IFF_UP))
 	}
@@ -161,8 +175,8 @@ func (d *Device) send(reqs ...*nl.NetlinkRequest) error {
 func (d *Device) create() error {
 	err := d.send(createRequest(d.cfg))
 	if errors.Is(err, unix.EEXIST) {
-		if other := d.rival(); other != "" {
-			return fmt.Errorf("create %s: VNI %d on UDP port %d is taken by %s: remove that device, or configure another VNI or port", d.cfg.Name, d.cfg.VNI, d.cfg.Port, other)
+		if other, found := d.rival(); found {
+			return fmt.Errorf("create %s: VNI %d on UDP port %d is taken by %s: remove that device, or configure another VNI or port", d.cfg.Name, d.cfg.VNI, d.cfg.Port, other.name)
 		}
 	}
 	if err != nil {
@@ -171,18 +185,33 @@ func (d *Device) create() error {
 	return nil
 }
 
-// rival names the device that has our VNI and port already.
-func (d *Device) rival() (name string) {
+// rename gives our device its name back if somebody took it. It returns the
+// name that it had, or "" if there is no such device.
+func (d *Device) rename() (was string, err error) {
+	l, found := d.rival()
+	if !found || l.alias != alias {
+		return "", nil
+	}
+	// A link is renamed while it is down; adjust sets it up again.
+	err = d.send(changeLink(l.Index, 0, unix.IFF_UP), setLink(l.Index, 0, nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(d.cfg.Name))))
+	if err != nil {
+		return "", fmt.Errorf("rename %s to %s: %w", l.name, d.cfg.Name, err)
+	}
+	return l.name, nil
+}
+
+// rival finds the device that has our VNI and port.
+func (d *Device) rival() (rival linkInfo, found bool) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	_ = d.conn.Dump(req, func() { name = "" }, func(body []byte) {
+	_ = d.conn.Dump(req, func() { found = false }, func(body []byte) {
 		l, ok := parseLink(body)
 		// Tunnels over IPv4 and over IPv6 do not meet.
 		if ok && l.kind == "vxlan" && l.vni == d.cfg.VNI && l.port == d.cfg.Port && l.underlay6 == d.cfg.Local.Is6() {
-			name = l.name
+			rival, found = l, true
 		}
 	})
-	return name
+	return rival, found
 }
 
 // State reads the device's tables. Entries that are wrong in a way that State
@@ -268,11 +297,11 @@ func (d *Device) readNeighs(s State) error {
 			case !ip.IsValid():
 			case n.state&permanent != 0 && len(n.mac) == len(MAC{}):
 				read.Neighs[ip] = MAC(n.mac)
-			case n.state&inFlight != 0:
+			default:
+				// In flight, or somebody's that will not last: wanted or not,
+				// it is no entry of ours.
 				read.Asked[ip] = true
 			}
-			// What else is not PERMANENT is the kernel's own; a wanted one
-			// counts as absent and is set.
 		})
 		if err != nil {
 			return err
@@ -358,7 +387,8 @@ func (d *Device) addressRequests(index int) (reqs []*nl.NetlinkRequest, words st
 	req.AddData(nl.NewIfAddrmsg(unix.AF_UNSPEC))
 	err = d.conn.Dump(req, func() { clear(have) }, func(body []byte) {
 		if a, ok := parseAddress(body); ok && a.index == index {
-			have[a.prefix] = a.protocol == Protocol || a.protocol == kernelLinkLocal
+			inside := slices.ContainsFunc(d.cfg.Networks, func(n netip.Prefix) bool { return n.Contains(a.prefix.Addr()) })
+			have[a.prefix] = a.protocol == Protocol || a.protocol == kernelLinkLocal || inside
 		}
 	})
 	if err != nil {

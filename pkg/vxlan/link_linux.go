@@ -45,8 +45,10 @@ const (
 type linkInfo struct {
 	Link
 	name       string
+	master     int // index of the bridge that it is a port of
 	kind       string
 	alias      string
+	noARP      bool // asks for no neighbour
 	forwarding bool // IPv4
 	inet6      bool // knows IPv6; false where the kernel has it switched off
 	quiet      bool // makes no IPv6 link-local address of its own
@@ -70,7 +72,7 @@ func (l linkInfo) sameTunnel(c Config) bool {
 
 // fits reports whether l, up to its tunnel and its addresses, is what c says.
 func (l linkInfo) fits(c Config) bool {
-	return l.Up && l.MAC == c.MAC && (c.MTU == 0 || l.MTU == c.MTU) && l.alias == alias && l.forwarding && (l.quiet || !l.inet6)
+	return l.Up && !l.noARP && l.MAC == c.MAC && (c.MTU == 0 || l.MTU == c.MTU) && l.alias == alias && l.forwarding && (l.quiet || !l.inet6)
 }
 
 // tunnel tells how it differs from ours, too: what is usual is left out.
@@ -119,7 +121,8 @@ func parseLink(body []byte) (l linkInfo, ok bool) {
 		return l, false
 	}
 	l.Index = int(int32(binary.NativeEndian.Uint32(body[4:])))
-	l.Up = binary.NativeEndian.Uint32(body[8:])&unix.IFF_UP != 0
+	flags := binary.NativeEndian.Uint32(body[8:])
+	l.Up, l.noARP = flags&unix.IFF_UP != 0, flags&unix.IFF_NOARP != 0
 	// The kernel says that every flag changed when it registers a device.
 	l.fresh = !l.Up && binary.NativeEndian.Uint32(body[12:]) == ^uint32(0)
 	l.kind = "device"
@@ -131,6 +134,8 @@ func parseLink(body []byte) (l linkInfo, ok bool) {
 			if len(v) == len(MAC{}) {
 				l.MAC = MAC(v)
 			}
+		case unix.IFLA_MASTER:
+			l.master = int(u32(v))
 		case unix.IFLA_MTU:
 			l.MTU = int(u32(v))
 		case unix.IFLA_IFALIAS:
@@ -241,9 +246,14 @@ func createRequest(c Config) *nl.NetlinkRequest {
 }
 
 func setLink(index int, flags uint32, attrs ...*nl.RtAttr) *nl.NetlinkRequest {
+	return changeLink(index, flags, flags, attrs...)
+}
+
+// changeLink sets those of the link's flags that are in mask, and attributes.
+func changeLink(index int, flags, mask uint32, attrs ...*nl.RtAttr) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, 0)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index, msg.Flags, msg.Change = int32(index), flags, flags
+	msg.Index, msg.Flags, msg.Change = int32(index), flags, mask
 	req.AddData(msg)
 	for _, a := range attrs {
 		req.AddData(a)

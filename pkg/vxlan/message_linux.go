@@ -18,7 +18,6 @@ const Protocol = 77
 
 const (
 	permanent = unix.NUD_PERMANENT
-	inFlight  = unix.NUD_INCOMPLETE | unix.NUD_FAILED // asked for, not answered
 	create    = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 )
 

@@ -34,6 +34,7 @@ type Monitor struct {
 // Scope says what a Monitor should look at.
 type Scope struct {
 	Index    int            // of the device; changes when it is made anew; 0: it is not made yet
+	Bridge   int            // index of the bridge that pods hang on
 	Names    []string       // links whose changes matter: the device, the bridge, the underlay
 	Ports    []uint32       // netlink port ids of our own sockets, whose changes are no news
 	Networks []netip.Prefix // routes inside them are ours to keep
@@ -73,7 +74,7 @@ type Change struct {
 // happens from now on is not missed, even before Run.
 func Watch(scope Scope) (*Monitor, error) {
 	w, err := rtnl.Watch(unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
-		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR)
+		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_NETCONF)
 	if err != nil {
 		return nil, err
 	}
@@ -197,8 +198,38 @@ func (s Scope) describe(n rtnl.Notification) string {
 		return s.describeLink(n)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		return s.describeAddress(n)
+	case unix.RTM_NEWNETCONF:
+		return s.describeSettings(n)
 	}
 	return ""
+}
+
+// Attributes of a netconfmsg (linux/netconf.h).
+const (
+	sizeofNetconfMsg  = 4 // the family, padded
+	netconfIfindex    = 1
+	netconfForwarding = 2
+)
+
+// describeSettings tells when forwarding is switched off where our packets come
+// in.
+func (s Scope) describeSettings(n rtnl.Notification) string {
+	if len(n.Body) < sizeofNetconfMsg {
+		return ""
+	}
+	index, forwarding := 0, true
+	rtnl.EachAttr(n.Body[sizeofNetconfMsg:], func(kind uint16, v []byte) {
+		switch kind {
+		case netconfIfindex:
+			index = int(int32(u32(v)))
+		case netconfForwarding:
+			forwarding = u32(v) != 0
+		}
+	})
+	if forwarding || index <= 0 || index != s.Index && index != s.Bridge {
+		return ""
+	}
+	return fmt.Sprintf("set forwarding off on link %d", index)
 }
 
 func (s Scope) describeAddress(n rtnl.Notification) string {
@@ -294,7 +325,11 @@ func (s Scope) describeRoute(n rtnl.Notification) string {
 
 func (s Scope) describeLink(n rtnl.Notification) string {
 	l, ok := parseLink(n.Body)
-	// What AF_BRIDGE tells of a link are its settings as a bridge's port.
+	// What AF_BRIDGE tells of a link are its settings as a bridge's port; the
+	// end of them is the port's leaving.
+	if ok && n.Body[0] == unix.AF_BRIDGE && n.Kind == unix.RTM_DELLINK && l.master == s.Bridge && s.Bridge != 0 {
+		return "deleted port " + l.name + " of the bridge"
+	}
 	if !ok || n.Body[0] == unix.AF_BRIDGE || l.Index != s.Index && !slices.Contains(s.Names, l.name) {
 		return ""
 	}

@@ -27,8 +27,9 @@ type State struct {
 	Neighs map[netip.Addr]MAC     // gateway → VTEP MAC, ARP and NDP alike
 	Routes map[netip.Prefix]Route // pod subnet → next hop
 
-	// Asked are neighbours that the kernel has no answer for yet. They are read
-	// only: a question whose notification was lost is seen here.
+	// Asked are neighbours that the kernel has no lasting answer for: one in
+	// flight, or one that somebody set for a while. They are read only: a
+	// question whose notification was lost is seen here.
 	Asked map[netip.Addr]bool
 }
 

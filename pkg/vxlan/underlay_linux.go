@@ -16,6 +16,7 @@ type Underlay struct {
 	Interface string
 	MTU       int        // bytes
 	Addr      netip.Addr // which other nodes send to
+	Local     netip.Addr // of the interface; packets leave with it
 	Reason    string     // why this one, in words
 }
 
@@ -24,19 +25,40 @@ type Underlay struct {
 // public valid, that is the address other nodes send to, even if the
 // interface does not bear it (a node behind NAT).
 func FindUnderlay(iface string, public netip.Addr) (Underlay, error) {
-	link, addr, why, err := underlayLink(iface)
+	link, local, why, err := underlayLink(iface)
 	if err != nil {
 		return Underlay{}, err
 	}
-	u := Underlay{Interface: link.Attrs().Name, MTU: link.Attrs().MTU, Addr: addr, Reason: why}
+	u := Underlay{Interface: link.Attrs().Name, MTU: link.Attrs().MTU, Addr: local, Local: local, Reason: why}
 	if public.IsValid() {
 		u.Addr = public
 		u.Reason += ", address by --public-ip"
+		if u.Local, err = localFor(link, local, public); err != nil {
+			return Underlay{}, err
+		}
 	}
 	if !u.Addr.IsValid() {
 		return Underlay{}, fmt.Errorf("interface %s (%s) has no global address: give it one, or choose another with --iface", u.Interface, why)
 	}
 	return u, nil
+}
+
+// localFor returns the link's own address behind the public one: that itself,
+// the preferred one, or the first of the same family.
+func localFor(link netlink.Link, preferred, public netip.Addr) (netip.Addr, error) {
+	all, err := addresses(link)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	if slices.Contains(all, public) {
+		return public, nil
+	}
+	for _, a := range append([]netip.Addr{preferred}, all...) {
+		if a.IsValid() && a.Is4() == public.Is4() {
+			return a, nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("--public-ip %s: interface %s has no address of that family to send from", public, link.Attrs().Name)
 }
 
 func underlayLink(iface string) (netlink.Link, netip.Addr, string, error) {

@@ -20,10 +20,14 @@ func TestFindUnderlay(t *testing.T) {
 		"ip link add two type bridge", "ip link set two mtu 9000 up", "ip addr add 198.51.100.1/24 dev two", "ip addr add 198.51.100.9/24 dev two",
 		"ip addr add 2001:db8::1/64 dev two nodad", "ip link add bare type bridge", "ip link set bare addrgenmode none up",
 	}
-	one := Underlay{"one", 1500, addr("192.0.2.1"), "has the default route"}
-	two := Underlay{"two", 9000, addr("198.51.100.1"), "has the default route"}
+	one := Underlay{"one", 1500, addr("192.0.2.1"), addr("192.0.2.1"), "has the default route"}
+	two := Underlay{"two", 9000, addr("198.51.100.1"), addr("198.51.100.1"), "has the default route"}
 	why := func(u Underlay, reason string) Underlay { u.Reason = reason; return u }
-	from := func(u Underlay, a string) Underlay { u.Addr = addr(a); return u }
+	from := func(u Underlay, a string) Underlay { u.Addr, u.Local = addr(a), addr(a); return u }
+	public := func(u Underlay, a string) Underlay {
+		u.Addr, u.Reason = addr(a), "named by --iface, address by --public-ip"
+		return u
+	}
 	for name, c := range map[string]struct {
 		routes        []string
 		iface, public string
@@ -42,8 +46,10 @@ func TestFindUnderlay(t *testing.T) {
 		"name, not the route":    {[]string{"ip route add default via 192.0.2.254"}, "two", "", why(two, "named by --iface"), ""},
 		"address":                {nil, "198.51.100.9", "", why(from(two, "198.51.100.9"), "has the address of --iface"), ""},
 		"IPv6 address":           {nil, "2001:db8::1", "", why(from(two, "2001:db8::1"), "has the address of --iface"), ""},
-		"public address":         {nil, "one", "203.0.113.5", why(from(one, "203.0.113.5"), "named by --iface, address by --public-ip"), ""},
-		"public, without own":    {nil, "bare", "203.0.113.5", Underlay{"bare", 1500, addr("203.0.113.5"), "named by --iface, address by --public-ip"}, ""},
+		"public address":         {nil, "one", "203.0.113.5", public(one, "203.0.113.5"), ""},
+		"public IPv6 address":    {nil, "two", "2001:db8:1::5", public(from(two, "2001:db8::1"), "2001:db8:1::5"), ""},
+		"public, its own second": {nil, "two", "198.51.100.9", public(from(two, "198.51.100.9"), "198.51.100.9"), ""},
+		"public, without own":    {nil, "bare", "203.0.113.5", Underlay{}, "--public-ip 203.0.113.5: interface bare has no address of that family"},
 		"no address":             {nil, "bare", "", Underlay{}, "interface bare (named by --iface) has no global address"},
 		"no such name":           {nil, "three", "", Underlay{}, `--iface "three": `},
 		"no such address":        {nil, "192.0.2.9", "", Underlay{}, "--iface 192.0.2.9: no interface has this address"},
