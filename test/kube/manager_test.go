@@ -263,7 +263,7 @@ func testFlannelNode(t *testing.T, c *cluster) {
 	acquire(t, m, request("us", 1))
 	p, _ := run(t, m)
 	l := p.waitFor(t, "flannel's node", peers("flannel")).Peers[0]
-	if l.VTEPs[0].MAC.String() != "8a:00:00:00:00:09" || l.VTEPs[0].Underlay.String() != "192.0.2.9" || l.Subnets[0].String() != "10.244.2.0/24" {
+	if l.VTEPs[0].MAC.String() != "8a:00:00:00:00:09" || l.VTEPs[0].Underlay.String() != "192.0.2.9" || l.Subnets[0].String() != "10.244.2.0/24" || time.Since(l.Since).Abs() > time.Minute {
 		t.Errorf("got %+v", l)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -114,8 +115,12 @@ func (a annotations) decode(cfg subnet.Config, n *node) (subnet.Record, bool) {
 		r.Err = fmt.Errorf("spec.podCIDRs %q: want one inside the pod network", n.Spec.PodCIDRs)
 	}
 	r.Lease.Revision, r.Lease.Created = revision(n.ResourceVersion), n.CreationTimestamp.Unix()
+	r.Lease.Since = since(n)
 	return r, true
 }
+
+// since is when a Node was registered: it gets its subnets then, and for good.
+func since(n *node) time.Time { return n.CreationTimestamp.UTC() }
 
 func (a annotations) decodeLease(n *node) (subnet.Lease, error) {
 	get := func(name string) string { return n.Annotations[a.prefix+name] }

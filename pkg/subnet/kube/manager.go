@@ -209,6 +209,7 @@ func (m *Manager) tryAcquire(ctx context.Context, cfg subnet.Config, want subnet
 		}
 	}
 	h.lease.Revision, h.lease.Created = revision(n.ResourceVersion), n.CreationTimestamp.Unix()
+	h.lease.Since = since(n)
 	return h, len(diff) > 0, nil
 }
 
