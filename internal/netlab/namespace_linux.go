@@ -88,8 +88,7 @@ func (n *Namespace) Command(name string, args ...string) *exec.Cmd {
 func (n *Namespace) Output(name string, args ...string) (string, error) {
 	out, err := n.Command(name, args...).Output()
 	if err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 			return string(out), fmt.Errorf("%s: %s %q: %w: %s", n.Name, name, args, err, exit.Stderr)
 		}
 		return string(out), fmt.Errorf("%s: %s %q: %w", n.Name, name, args, err)

@@ -141,7 +141,7 @@ func (r *storedJSON) lease() (Lease, error) {
 	if r.Since != "" {
 		since, err := time.Parse(time.RFC3339, r.Since)
 		if l.Since = since.UTC(); err != nil || l.Since.Year() < 1 || l.Since.Year() > 9999 {
-			return Lease{}, fmt.Errorf("Since %s: want a time such as 2026-01-31T12:00:00Z", quote(r.Since))
+			return Lease{}, fmt.Errorf("field Since: %s: want a time such as 2026-01-31T12:00:00Z", quote(r.Since))
 		}
 	}
 	for _, end := range []endpoint{

@@ -132,7 +132,7 @@ func TestEnsureAdoptsOrReplaces(t *testing.T) {
 				t.Errorf("did %q, want %q", did, c.why)
 			}
 			after := show(t, ns, "ip -o link show overlay.1")
-			if kept := before[:strings.Index(before, ":")] == after[:strings.Index(after, ":")]; kept != c.adopt {
+			if kept := indexOf(before) == indexOf(after); kept != c.adopt {
 				t.Errorf("the link was\n%sand is\n%s", before, after)
 			}
 			wantRight(t, ns, d)
@@ -334,4 +334,10 @@ func TestStateWithoutDevice(t *testing.T) {
 		reconcile(t, d, Desired(peersOf(1, 3, 0, 0)))
 		run(t, ns, "ip link del overlay.1")
 	}
+}
+
+// indexOf is the link's index in a line of ip -o link.
+func indexOf(line string) string {
+	index, _, _ := strings.Cut(line, ":")
+	return index
 }

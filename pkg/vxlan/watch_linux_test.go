@@ -100,8 +100,9 @@ func barrier(t *testing.T, m *Monitor, ns *netlab.Namespace) []Change {
 	t.Helper()
 	// Setting what is set already is not announced: another MAC each time.
 	n := marks.Add(1)
-	mark := fmt.Sprintf("set neigh 10.244.99.99 lladdr %s", MAC{2, 0x99, 0, 0, byte(n >> 8), byte(n)})
-	run(t, ns, "ip neigh replace 10.244.99.99 dev overlay.1 nud reachable "+mark[strings.Index(mark, "lladdr"):])
+	lladdr := fmt.Sprintf("lladdr %s", MAC{2, 0x99, 0, 0, byte(n >> 8), byte(n)})
+	mark := "set neigh 10.244.99.99 " + lladdr
+	run(t, ns, "ip neigh replace 10.244.99.99 dev overlay.1 nud reachable "+lladdr)
 	e := collect(t, m, func(e Events) bool {
 		_, ok := find(e.Changes, mark)
 		return ok
