@@ -7,9 +7,10 @@ import (
 )
 
 // openNetns opens a network namespace's file and makes sure that it is one, and
-// not the node's own: a default route there would cut the node off.
+// not the node's own: a default route there would cut the node off. It does not wait,
+// as opening a pipe would.
 func openNetns(path string) (int, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("network namespace %q: %w: %w", path, err, ErrNetns)
 	}

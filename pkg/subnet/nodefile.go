@@ -5,12 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"unicode"
+
+	"golang.org/x/sys/unix"
 )
 
 // NodeFile is what overlayd tells vxlan-cni: the part of the node's lease that
@@ -51,7 +54,7 @@ func (f NodeFile) Write(dir string) error {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	data = append(data, '\n')
-	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
+	if have, err := readRegular(path); err == nil && bytes.Equal(have, data) {
 		return nil
 	}
 	return replaceFile(path, data)
@@ -90,7 +93,7 @@ func replaceFile(path string, data []byte) (err error) {
 // fs.ErrNotExist; if it is torn, or not ours, the error names path and offset.
 func ReadNodeFile(dir string) (NodeFile, error) {
 	path := filepath.Join(dir, NodeFileName)
-	data, err := os.ReadFile(path)
+	data, err := readRegular(path)
 	if err != nil {
 		return NodeFile{}, err
 	}
@@ -99,6 +102,31 @@ func ReadNodeFile(dir string) (NodeFile, error) {
 		return NodeFile{}, fmt.Errorf("%s: %w", path, err)
 	}
 	return f, nil
+}
+
+// maxNodeFile bounds a node file, in bytes; one has some 300.
+const maxNodeFile = 1 << 20
+
+// readRegular reads a regular file. Anything else that lies there is an error: to
+// open a pipe, say, would wait for its writer, for ever.
+func readRegular(path string) ([]byte, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s: is a %s, want a regular file", path, info.Mode().Type())
+	}
+	data, err := io.ReadAll(io.LimitReader(file, maxNodeFile+1))
+	if err == nil && len(data) > maxNodeFile {
+		err = fmt.Errorf("%s: has more than %d bytes", path, maxNodeFile)
+	}
+	return data, err
 }
 
 // ParseNodeFile reads a node file's content and believes no field unchecked.

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func goodNodeFile() NodeFile {
@@ -292,5 +293,47 @@ func TestNodeFileBridgeMAC(t *testing.T) {
 	f.BridgeMAC = MAC{1}
 	if err := f.Write(t.TempDir()); err == nil || !strings.Contains(err.Error(), "group address") {
 		t.Errorf("a group address is written: %v", err)
+	}
+}
+
+// TestNodeFileThatIsNone: nobody waits for a pipe's writer, or reads without end; Write replaces both.
+func TestNodeFileThatIsNone(t *testing.T) {
+	for name, test := range map[string]struct {
+		make func(path string) error
+		want string
+	}{
+		"pipe":  {func(path string) error { return syscall.Mkfifo(path, 0o600) }, "want a regular file"},
+		"large": {func(path string) error { return os.WriteFile(path, make([]byte, maxNodeFile+1), 0o600) }, "more than 1048576 bytes"},
+	} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, NodeFileName)
+		if err := test.make(path); err != nil {
+			t.Fatal(err)
+		}
+		within(t, name+": read", func() {
+			if _, err := ReadNodeFile(dir); err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), path) {
+				t.Errorf("%s: error %v, want %q and the path", name, err, test.want)
+			}
+		})
+		within(t, name+": write", func() {
+			if err := goodNodeFile().Write(dir); err != nil {
+				t.Errorf("%s: write: %v", name, err)
+			}
+		})
+		if f, err := ReadNodeFile(dir); err != nil || !reflect.DeepEqual(f, goodNodeFile()) {
+			t.Errorf("%s: after writing: %+v, %v", name, f, err)
+		}
+	}
+}
+
+// within fails the test if fn does not end soon.
+func within(t *testing.T, what string, fn func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); fn() }()
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		t.Fatalf("%s: hangs", what)
 	}
 }
