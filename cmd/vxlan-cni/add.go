@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -60,6 +62,9 @@ func add(args *skel.CmdArgs) error {
 		return explain(err)
 	}
 	defer func() { _ = pool.Close() }()
+	pool.Warn = func(err error) {
+		fmt.Fprintf(os.Stderr, "vxlan-cni: addresses of an earlier lease are not known to be free: %v\n", err)
+	}
 	return explain(a.run(ctx, node, pool))
 }
 

@@ -13,6 +13,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vxlan-cni/vxlan-cni/internal/netlab"
 	"github.com/vxlan-cni/vxlan-cni/pkg/ipam"
 )
@@ -237,6 +239,20 @@ func TestAddsInParallel(t *testing.T) {
 	for _, c := range calls {
 		n.ok(c.env.with("DEL"), n.conf("1.0.0"))
 	}
+	if left := n.holds(); left != "" {
+		t.Errorf("left behind:\n%s", left)
+	}
+}
+
+// A pipe where a namespace is expected must not keep ADD waiting for its writer.
+func TestPipeIsNoNamespace(t *testing.T) {
+	n := newNode(t)
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.fails(env{verb: "ADD", container: "abc", netns: pipe, ifname: "eth0"}, n.conf("1.0.0"), 4, "not a network namespace")
+	n.ok(env{verb: "DEL", container: "abc", netns: pipe, ifname: "eth0"}, n.conf("1.0.0"))
 	if left := n.holds(); left != "" {
 		t.Errorf("left behind:\n%s", left)
 	}

@@ -149,3 +149,34 @@ func TestKilledAnywhereThenCollected(t *testing.T) {
 	}
 	t.Logf("%d of %d killed", killed, rounds)
 }
+
+// A damaged file of an earlier lease costs only itself.
+func TestDamagedFileOfAnEarlierLease(t *testing.T) {
+	n := newNode(t)
+	before := podEnv("before", netlab.TestNamespace(t))
+	n.ok(before, n.conf("1.0.0"))
+	torn := filepath.Join(n.dir, "slots-10.244.77.0-24")
+	if err := os.WriteFile(torn, []byte("torn"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e := podEnv("abc", netlab.TestNamespace(t))
+	cmd, out := command(e, n.conf("1.0.0"))
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	if err := n.ns.Do(cmd.Run); err != nil {
+		t.Fatalf("ADD: %v: %s", err, out)
+	}
+	if !strings.Contains(stderr.String(), torn) {
+		t.Errorf("ADD does not tell of %s: %q", torn, &stderr)
+	}
+	n.ok(e.with("DEL"), n.conf("1.0.0"))
+	n.ok(before.with("DEL"), n.conf("1.0.0"))
+	n.fails(e.with("DEL"), n.conf("1.0.0"), codeSlotFile, torn+": offset 4: ") // it may stand there
+	n.fails(e.with("DEL"), n.conf("1.0.0"), codeSlotFile, "drain the node and delete the file")
+	if err := os.Remove(torn); err != nil {
+		t.Fatal(err)
+	}
+	if left := n.holds(); left != "" {
+		t.Errorf("left behind:\n%s", left)
+	}
+}

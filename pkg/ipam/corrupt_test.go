@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -153,8 +154,8 @@ func TestNotAFile(t *testing.T) {
 	}
 }
 
-// A damaged file costs itself, and new addresses: whose they are cannot be
-// known without it. Everything else goes on.
+// A damaged file costs itself; Acquire warns of it, for it may share addresses.
+// Everything else goes on.
 func TestDamageOfAnotherFile(t *testing.T) {
 	v := newVictim(t)
 	c := &fakeClock{3 * time.Hour}
@@ -175,10 +176,24 @@ func TestDamageOfAnotherFile(t *testing.T) {
 	if !found || len(freed) != 1 {
 		t.Errorf("released %v, %v, want both slots of the good file freed", found, freed)
 	}
-	_, err4 := good.Acquire(t.Context(), Request{Key: key(8)})
+	var err4 error
+	good.Warn = func(err error) { err4 = err }
+	if _, err := good.Acquire(t.Context(), Request{Key: key(8)}); err != nil {
+		t.Errorf("acquire from the good file: %v", err)
+	}
+	if err2 != nil {
+		t.Errorf("release what stands in the good file: %v", err2)
+	}
+	if _, err := good.Import(t.Context(), []Request{{Key: key(9), Addrs: []netip.Addr{good.layout.addrs(9)[0]}}}); err == nil {
+		t.Error("imported although a file cannot be read")
+	}
+	found, err2 = d.releaseAll(t.Context(), key(99))
+	if found {
+		t.Error("found what nobody holds")
+	}
 	for _, err := range []error{err, err2, err3, err4} {
 		var corrupt *CorruptError
-		if !errors.As(err, &corrupt) || corrupt.Path != v.path || corrupt.Offset != offset(2) {
+		if !errors.As(err, &corrupt) || corrupt.Path != v.path || corrupt.Offset != offset(2) || !strings.Contains(err.Error(), "drain the node and delete the file") {
 			t.Errorf("error %v, want that of %s", err, v.path)
 		}
 	}

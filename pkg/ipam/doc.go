@@ -41,7 +41,8 @@
 // or foreign), each operation on it ends with a [CorruptError] before anything
 // is written, also one that could do without the bad record: that may hold the
 // very key or address which is asked for, and what made it may have spoilt
-// more. The other files of the folder are still listed and released from, but
-// nothing new is acquired, for it might be an address of the bad file. The
-// remedy is to drain the node and delete the file.
+// more. The other files of the folder are still listed, released from and, if it
+// is that of the node's subnets, acquired from: an address that the bad file
+// shares with it, because the lease of one family stayed, may then be given
+// twice, so [Pool.Warn] says it. Import, which can wait, refuses. The remedy is to drain the node and delete the file.
 package ipam

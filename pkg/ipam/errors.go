@@ -46,5 +46,5 @@ type CorruptError struct {
 }
 
 func (e *CorruptError) Error() string {
-	return fmt.Sprintf("slot file %s: offset %d: %s", e.Path, e.Offset, e.Reason)
+	return fmt.Sprintf("slot file %s: offset %d: %s; drain the node and delete the file", e.Path, e.Offset, e.Reason)
 }

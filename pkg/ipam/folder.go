@@ -29,7 +29,8 @@ func List(ctx context.Context, dir string) ([]Entry, error) {
 }
 
 // ReleaseAll frees what key holds, in whichever file; it rests from now on.
-// found is false if it holds nothing, and that is no error.
+// found is false if it holds nothing, and that is no error unless a file could not
+// be read: what the key holds may stand there.
 func ReleaseAll(ctx context.Context, dir string, key Key) (found bool, err error) {
 	return folder{dir, bootTime}.releaseAll(ctx, key)
 }
@@ -105,7 +106,28 @@ func (d folder) releaseAll(ctx context.Context, key Key) (found bool, err error)
 		found = found || ok
 		return err
 	})
+	if found {
+		_, err = splitCorrupt(err)
+	}
 	return found, err
+}
+
+// splitCorrupt takes the *CorruptErrors out of an error of each.
+func splitCorrupt(err error) (corrupt []error, rest error) {
+	list := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		list = joined.Unwrap()
+	}
+	var others []error
+	for _, err := range list {
+		var c *CorruptError
+		if errors.As(err, &c) {
+			corrupt = append(corrupt, err)
+		} else {
+			others = append(others, err)
+		}
+	}
+	return corrupt, errors.Join(others...)
 }
 
 func (d folder) retain(ctx context.Context, keep func(Slot) bool, current []netip.Prefix) (freed []Slot, err error) {

@@ -60,6 +60,10 @@ func (u Usage) Free() int { return u.Total - u.Held - u.Resting }
 // A Pool gives out the slots of one node's subnets. It is safe for concurrent
 // use, by any number of goroutines and processes.
 type Pool struct {
+	// Warn, if set before the first operation, is called with the *CorruptError of
+	// each file of another subnet that Acquire did without.
+	Warn func(error)
+
 	dir    string
 	layout layout
 	now    func() time.Duration // since boot; never goes back
@@ -133,8 +137,16 @@ func (p *Pool) Acquire(ctx context.Context, req Request) (s Slot, err error) {
 		return Slot{}, err
 	}
 	others, err := p.others(ctx)
+	// An old file that is damaged must not keep the node from having new pods. The
+	// addresses that it shares with ours, if any, cannot be told.
+	unreadable, err := splitCorrupt(err)
 	if err != nil {
 		return Slot{}, err
+	}
+	for _, err := range unreadable {
+		if p.Warn != nil {
+			p.Warn(err)
+		}
 	}
 	err = p.locked(ctx, func(f *slotFile) error {
 		now := p.now()
