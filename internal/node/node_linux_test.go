@@ -21,7 +21,6 @@ import (
 	"github.com/vxlan-cni/vxlan-cni/internal/api"
 	"github.com/vxlan-cni/vxlan-cni/internal/netlab"
 	"github.com/vxlan-cni/vxlan-cni/pkg/ipam"
-	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/subnettest"
 )
