@@ -125,7 +125,9 @@ func TestEnsureRefusesWhatIsNoBridge(t *testing.T) {
 func TestEnsureGivesPodsBack(t *testing.T) {
 	node, one, two := netlab.TestNamespace(t), netlab.TestNamespace(t), netlab.TestNamespace(t)
 	e := ensure(t, node, testBridge())
-	attach(t, node, testAttachment(one, 7), e)
+	off := testAttachment(one, 7)
+	off.Hairpin = false
+	attach(t, node, off, e)
 	attach(t, node, testAttachment(two, 8), e)
 	output(t, node, "ip link add foreign type veth peer name foreign2")
 	before := state(t, node)

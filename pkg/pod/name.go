@@ -24,6 +24,10 @@ const (
 	// aliasMark begins the alias (IFLA_IFALIAS) of every link of ours.
 	aliasMark = "vxlan-cni"
 
+	// noHairpinMark begins it where hairpin mode is off: a port that loses its
+	// bridge loses the mode too. One byte more is all that an alias has room for.
+	noHairpinMark = aliasMark + "-"
+
 	// maxAlias is the kernel's IFALIASZ less the final zero (linux/if.h).
 	maxAlias = 255
 
@@ -61,10 +65,15 @@ func MACFor(addrs []netip.Prefix) net.HardwareAddr {
 //
 //	vxlan-cni <container>/<ifname> <network> <namespace>/<pod>
 //
+// or vxlan-cni- for one without hairpin mode.
 // Container, interface and network stand in full; the pod's name, which is
 // for people, is cut where the kernel's limit is reached.
 func (a Attachment) alias() string {
-	text := fmt.Sprintf("%s %s/%s %s", aliasMark, a.Container, a.IfName, a.Network)
+	mark := aliasMark
+	if !a.Hairpin {
+		mark = noHairpinMark
+	}
+	text := fmt.Sprintf("%s %s/%s %s", mark, a.Container, a.IfName, a.Network)
 	if a.Pod == "" || len(text)+1 >= maxAlias {
 		return text
 	}
@@ -78,10 +87,13 @@ func (a Attachment) alias() string {
 	return text
 }
 
+// wantsHairpin says whether a link with that alias is to have hairpin mode.
+func wantsHairpin(alias string) bool { return !strings.HasPrefix(alias, noHairpinMark+" ") }
+
 // parseAlias reads what alias wrote. ok is false for any other text.
 func parseAlias(text string) (p Port, ok bool) {
 	words := strings.Split(text, " ")
-	if len(words) < 3 || len(words) > 4 || words[0] != aliasMark {
+	if len(words) < 3 || len(words) > 4 || words[0] != aliasMark && words[0] != noHairpinMark {
 		return Port{}, false
 	}
 	container, ifname, ok := strings.Cut(words[1], "/")

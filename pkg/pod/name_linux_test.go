@@ -47,6 +47,11 @@ func TestAlias(t *testing.T) {
 	} {
 		text := test.a.alias()
 		p, ok := parseAlias(text)
+		on := test.a
+		on.Hairpin = true
+		if wantsHairpin(text) || !wantsHairpin(on.alias()) {
+			t.Errorf("%s: hairpin mode is lost: %q, %q", name, text, on.alias())
+		}
 		if len(text) > maxAlias || !utf8.ValidString(text) || !ok {
 			t.Errorf("%s: %d bytes: %q", name, len(text), text)
 		}
@@ -56,7 +61,7 @@ func TestAlias(t *testing.T) {
 	}
 	for _, text := range []string{
 		"", "vxlan-cni", "vxlan-cni a/eth0", "vxlan-cni a pods", "vxlan-cni /eth0 pods", "vxlan-cni a/ pods", "vxlan-cni a/eth0/x pods",
-		"vxlan-cni a/eth0  n/p", "vxlan-cni a/eth0 pods n/p more", "other a/eth0 pods n/p", "vxlan-cnia/eth0 pods n/p",
+		"vxlan-cni a/eth0  n/p", "vxlan-cni a/eth0 pods n/p more", "other a/eth0 pods n/p", "vxlan-cnia/eth0 pods n/p", "vxlan-cni-- a/eth0 pods",
 	} {
 		if p, ok := parseAlias(text); ok {
 			t.Errorf("%q was read as %+v", text, p)
@@ -71,7 +76,7 @@ func FuzzAlias(f *testing.F) {
 		if p, ok := parseAlias(container); ok && p.Container+p.IfName+p.Network == "" {
 			t.Errorf("%q was read as nothing", container)
 		}
-		a := Attachment{Container: container, IfName: ifname, Network: network, Pod: pod, Addrs: prefixes("10.0.0.1/24")}
+		a := Attachment{Hairpin: len(container)%2 == 0, Container: container, IfName: ifname, Network: network, Pod: pod, Addrs: prefixes("10.0.0.1/24")}
 		if a.check() != nil {
 			return
 		}
