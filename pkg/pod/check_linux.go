@@ -5,8 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
+	"unsafe"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -34,20 +36,21 @@ func Check(a Attachment, bridge string) error {
 		return fmt.Errorf("network namespace %s: %w", a.Netns, err)
 	}
 	defer func() { _ = inside.Close() }()
-	peer, err := a.checkHost(host, bridge)
-	return errors.Join(err, a.checkInside(inside, peer))
+	peer, gatewayMAC, err := a.checkHost(host, bridge)
+	return errors.Join(err, a.checkInside(inside, peer, gatewayMAC))
 }
 
-// checkHost looks at the node's end and returns the index of the other.
-func (a Attachment) checkHost(c *rtnl.Conn, bridge string) (peer int, err error) {
+// checkHost looks at the node's end and returns the index of the other, and the
+// bridge's MAC; nil if it is not known.
+func (a Attachment) checkHost(c *rtnl.Conn, bridge string) (peer int, gatewayMAC net.HardwareAddr, err error) {
 	name := HostName(a.Container, a.IfName)
 	l, err := getLink(c, name)
 	if err != nil {
-		return 0, fmt.Errorf("link %s: %w", name, err)
+		return 0, nil, fmt.Errorf("link %s: %w", name, err)
 	}
 	master, err := getLink(c, bridge)
 	if err != nil {
-		return l.Peer, fmt.Errorf("bridge %s: %w", bridge, err)
+		return l.Peer, nil, fmt.Errorf("bridge %s: %w", bridge, err)
 	}
 	var wrong []error
 	if p := port(l); l.Group != Group || p.Container != a.Container || p.IfName != a.IfName {
@@ -61,11 +64,11 @@ func (a Attachment) checkHost(c *rtnl.Conn, bridge string) (peer int, err error)
 	} else if l.Hairpin != a.Hairpin {
 		wrong = append(wrong, fmt.Errorf("link %s has hairpin mode %t, want %t", name, l.Hairpin, a.Hairpin))
 	}
-	return l.Peer, errors.Join(wrong...)
+	return l.Peer, master.MAC, errors.Join(wrong...)
 }
 
-// checkInside looks at the pod's end.
-func (a Attachment) checkInside(c *rtnl.Conn, peer int) error {
+// checkInside looks at the pod's end. A peer of 0 and a MAC of nil are not compared.
+func (a Attachment) checkInside(c *rtnl.Conn, peer int, gatewayMAC net.HardwareAddr) error {
 	l, err := getLink(c, a.IfName)
 	if err != nil {
 		return fmt.Errorf("interface %s in the pod: %w", a.IfName, err)
@@ -101,7 +104,51 @@ func (a Attachment) checkInside(c *rtnl.Conn, peer int) error {
 			wrong = append(wrong, fmt.Errorf("interface %s lacks the default route via %s", a.IfName, want))
 		}
 	}
+	return errors.Join(append(wrong, a.checkNeighbours(c, l.Index, gatewayMAC))...)
+}
+
+// checkNeighbours looks whether frames to the gateways go to the bridge. An entry
+// that the kernel itself may correct, and one that is not there, is no difference.
+func (a Attachment) checkNeighbours(c *rtnl.Conn, index int, gatewayMAC net.HardwareAddr) error {
+	if gatewayMAC == nil {
+		return nil
+	}
+	fixed := map[netip.Addr]net.HardwareAddr{}
+	req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, 0)
+	req.AddData(&ndMsg{})
+	err := c.Dump(req, func() { clear(fixed) }, func(body []byte) {
+		if addr, mac, at := parseFixedNeighbour(body); at == index {
+			fixed[addr] = mac
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("read neighbours: %w", err)
+	}
+	var wrong []error
+	for _, g := range a.Gateways {
+		if mac, ok := fixed[g]; ok && !bytes.Equal(mac, gatewayMAC) {
+			wrong = append(wrong, fmt.Errorf("interface %s has MAC %s for gateway %s, want %s, the bridge's", a.IfName, mac, g, gatewayMAC))
+		}
+	}
 	return errors.Join(wrong...)
+}
+
+// parseFixedNeighbour reads the body of an RTM_NEWNEIGH; index is 0 for an entry that
+// the kernel may change.
+func parseFixedNeighbour(body []byte) (addr netip.Addr, mac net.HardwareAddr, index int) {
+	const size = int(unsafe.Sizeof(ndMsg{}))
+	if len(body) < size || binary.NativeEndian.Uint16(body[8:])&(unix.NUD_PERMANENT|unix.NUD_NOARP) == 0 {
+		return addr, nil, 0
+	}
+	rtnl.EachAttr(body[size:], func(kind uint16, v []byte) {
+		switch kind {
+		case unix.NDA_DST:
+			addr, _ = netip.AddrFromSlice(v)
+		case unix.NDA_LLADDR:
+			mac = append(net.HardwareAddr(nil), v...)
+		}
+	})
+	return addr, mac, int(int32(binary.NativeEndian.Uint32(body[4:])))
 }
 
 // defaultRoutes returns the gateways of the default routes that leave by a link.

@@ -235,5 +235,5 @@ func CheckGuest(a Attachment, bridge string) error {
 	if _, ok := b.With(addrs); err == nil && !ok {
 		err = fmt.Errorf("bridge %s has no port to a pod with %v", bridge, addrs)
 	}
-	return errors.Join(err, a.checkInside(inside, 0))
+	return errors.Join(err, a.checkInside(inside, 0, b.MAC))
 }
