@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -96,6 +97,10 @@ func newAddition(args *skel.CmdArgs) (addition, error) {
 // run writes the slot first, so that whatever ends the process leaves something
 // that DEL and GC find by container id. On failure it leaves nothing.
 func (a addition) run(ctx context.Context, node subnet.NodeFile, pool *ipam.Pool) (err error) {
+	bridge := nodeBridge(node)
+	if bytes.Equal(a.want.MAC, bridge.MAC()) {
+		return fail(types.ErrInvalidNetworkConfig, "requested MAC %s: is that of bridge %s, the pod's gateway", a.want.MAC, bridge.Name)
+	}
 	slot, err := acquire(ctx, pool, ipam.Request{Key: a.key(), Pod: a.pod.Pod, Addrs: a.want.Addrs})
 	if err != nil {
 		return err
@@ -106,7 +111,6 @@ func (a addition) run(ctx context.Context, node subnet.NodeFile, pool *ipam.Pool
 			err = errors.Join(err, a.undo(pool, slot, attached))
 		}
 	}()
-	bridge := nodeBridge(node)
 	ensured, err := bridge.Ensure()
 	if err != nil {
 		return err

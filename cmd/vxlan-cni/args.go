@@ -1,7 +1,9 @@
 package main
 
 import (
+	"fmt"
 	"strings"
+	"unicode"
 
 	"github.com/containernetworking/cni/pkg/types"
 )
@@ -30,9 +32,9 @@ func parseArgs(text string) (a envArgs, err error) {
 		case "IgnoreUnknown":
 			err = ignore.UnmarshalText([]byte(value))
 		case "K8S_POD_NAMESPACE":
-			namespace = value
+			namespace, err = value, checkName(value)
 		case "K8S_POD_NAME":
-			name = value
+			name, err = value, checkName(value)
 		case "K8S_POD_INFRA_CONTAINER_ID", "K8S_POD_UID":
 		case "MAC":
 			if value != "" {
@@ -54,6 +56,15 @@ func parseArgs(text string) (a envArgs, err error) {
 		a.Pod = namespace + "/" + name
 	}
 	return a, nil
+}
+
+// checkName refuses what does not fit into a link's alias, before there is anything
+// to take back. No name of Kubernetes has it.
+func checkName(name string) error {
+	if strings.ContainsFunc(name, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
+		return fmt.Errorf("%q: want a name without white space", name)
+	}
+	return nil
 }
 
 // parseAddrs reads addresses, separated by commas.
