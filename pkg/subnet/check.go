@@ -95,7 +95,7 @@ func checkVTEPs(vteps []VTEP) error {
 // checkUnderlay wants an address that another node can send to. IPv4 link-local
 // is one; IPv6 link-local is none without its zone, which no record has.
 func checkUnderlay(a netip.Addr) error {
-	broadcast := netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	reserved := netip.PrefixFrom(netip.AddrFrom4([4]byte{240}), 4) // and broadcast: RFC 6890
 	zero8 := netip.PrefixFrom(netip.IPv4Unspecified(), 8) // "this network": RFC 6890
 	bad := ""
 	switch {
@@ -111,8 +111,8 @@ func checkUnderlay(a netip.Addr) error {
 		bad = "is loopback"
 	case a.IsMulticast():
 		bad = "is multicast"
-	case a == broadcast:
-		bad = "is broadcast"
+	case reserved.Contains(a):
+		bad = "is broadcast or reserved"
 	case a.Is6() && a.IsLinkLocalUnicast():
 		bad = "is link-local"
 	default:

@@ -71,6 +71,7 @@ func TestCheck(t *testing.T) {
 		{underlay("127.0.0.1"), `underlay address 127.0.0.1: is loopback`},
 		{underlay("224.0.0.1"), `underlay address 224.0.0.1: is multicast`},
 		{underlay("255.255.255.255"), `is broadcast`},
+		{underlay("240.0.0.1"), `is broadcast or reserved`},
 		{underlay("10.244.3.4"), `underlay address 10.244.3.4: is inside the pod network 10.244.0.0/16`},
 		{underlay6("::"), `underlay address ::: is unspecified`},
 		{underlay6("::1"), `is loopback`},
