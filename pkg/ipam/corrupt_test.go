@@ -211,7 +211,7 @@ func asNobody(t *testing.T, fn func()) {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends here
-		unix.SetfsgidRetGid(65534)
+		_, _ = unix.SetfsgidRetGid(65534)
 		_, err := unix.SetfsuidRetUid(65534)
 		if err == nil {
 			fn()

@@ -82,7 +82,7 @@ func create(ctx context.Context, path string, l layout) error {
 	if err != nil {
 		return err
 	}
-	defer dir.Close() // unlocks
+	defer func() { _ = dir.Close() }() // unlocks
 	if err := lock(ctx, dir, unix.LOCK_EX); err != nil {
 		return err
 	}

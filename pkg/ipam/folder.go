@@ -120,8 +120,7 @@ func splitCorrupt(err error) (corrupt []error, rest error) {
 	}
 	var others []error
 	for _, err := range list {
-		var c *CorruptError
-		if errors.As(err, &c) {
+		if _, ok := errors.AsType[*CorruptError](err); ok {
 			corrupt = append(corrupt, err)
 		} else {
 			others = append(others, err)
