@@ -138,9 +138,9 @@ func (n *node) pods(ctx context.Context) ([]api.Pod, error) {
 	if err != nil {
 		return nil, err
 	}
-	links := map[string]bool{}
+	links := map[ipam.Key]string{} // by the alias: a renamed link is the pod's all the same
 	for _, p := range ports {
-		links[p.HostName] = true
+		links[ipam.Key{Container: p.Container, IfName: p.IfName}] = p.HostName
 	}
 	bridge, _, err := pod.ReadBridge(n.cfg.Bridge)
 	if err != nil {
@@ -150,11 +150,9 @@ func (n *node) pods(ctx context.Context) ([]api.Pod, error) {
 	for _, s := range slots {
 		v := api.Pod{
 			Pod: s.Pod, Container: s.Key.Container, IfName: s.Key.IfName, Addresses: s.Addrs,
-			Slot: s.Index, AgeSecs: int64(s.Age.Seconds()),
+			Slot: s.Index, AgeSecs: int64(s.Age.Seconds()), Link: links[s.Key],
 		}
-		if name := pod.HostName(s.Key.Container, s.Key.IfName); links[name] {
-			v.Link = name
-		} else if guest, ok := bridge.With(s.Addrs); ok && s.Imported {
+		if guest, ok := bridge.With(s.Addrs); v.Link == "" && ok && s.Imported {
 			v.Link = guest.HostName
 		}
 		views = append(views, v)

@@ -150,10 +150,9 @@ func (r *run) acquire(req Request) {
 	} else if want != noSlot && r.model.slots[want].key != (Key{}) {
 		refused = true
 	}
-	var bad *RequestError
 	switch {
 	case refused:
-		if !errors.As(err, &bad) {
+		if _, bad := errors.AsType[*RequestError](err); !bad {
 			r.Errorf("Acquire(%v): %+v, %v, want a request error", req, s, err)
 		}
 		return

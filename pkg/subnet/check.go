@@ -96,7 +96,7 @@ func checkVTEPs(vteps []VTEP) error {
 // is one; IPv6 link-local is none without its zone, which no record has.
 func checkUnderlay(a netip.Addr) error {
 	reserved := netip.PrefixFrom(netip.AddrFrom4([4]byte{240}), 4) // and broadcast: RFC 6890
-	zero8 := netip.PrefixFrom(netip.IPv4Unspecified(), 8) // "this network": RFC 6890
+	zero8 := netip.PrefixFrom(netip.IPv4Unspecified(), 8)          // "this network": RFC 6890
 	bad := ""
 	switch {
 	case !a.IsValid():
