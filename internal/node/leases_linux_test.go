@@ -146,14 +146,15 @@ func watchDeletions(t *testing.T) func() string {
 	t.Cleanup(end)
 	mark := func(address string) {
 		eventually(t, "ip monitor tells", func() error {
-			// Again each time: the monitor may not listen yet.
-			ip(t, "ip route replace "+address+" dev lo")
+			// Again each time, for the monitor may not listen yet; and gone again,
+			// for of a route that is there nothing is told.
+			ip(t, "ip route add "+address+" dev lo")
+			ip(t, "ip route del "+address+" dev lo")
 			if !strings.Contains(out.String(), address) {
 				return fmt.Errorf("it has told %q", out.String())
 			}
 			return nil
 		})
-		ip(t, "ip route del "+address+" dev lo")
 	}
 	mark("203.0.113.1")
 	return func() string {
