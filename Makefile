@@ -4,6 +4,7 @@
 
 BIN      ?= bin
 FUZZTIME ?= 10s
+SOAK     ?= 20
 
 # Static, without the builder's paths and without symbols. -buildvcs=auto puts
 # the git revision in wherever there is a git checkout, whatever GOFLAGS says.
@@ -13,7 +14,7 @@ LINTER := .cache/golangci-lint
 LINT   := $(CURDIR)/$(LINTER)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test kube-apiserver demo lab-down bench fuzz lint lint-selftest fmt clean
+.PHONY: help build test kube-apiserver demo lab-down bench soak fuzz lint lint-selftest fmt clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +43,13 @@ lab-down: need-root ## remove what `make demo KEEP=1` left up
 bench: build need-root need-ip ## measure, beside the reference plugins
 	cd test && $(GOBUILD) -o ../bin/bench ./bench && $(GOBUILD) -o ../bin/plugins/ tool
 	bin/bench
+
+# Some minutes a round on two cores.
+soak: need-root need-ip need-gcc ## run the tests of lease races, theft, expiry, compaction, wipes and partitions SOAK (20) times
+	CGO_ENABLED=1 go test -race -count $(SOAK) -run '^TestStoreConforms$$/(defect|heirs|outage|restart)' ./pkg/subnet/subnettest
+	CGO_ENABLED=1 go test -race -count $(SOAK) -run 'Emptied|ForeignRenewal|Release' ./internal/node
+	cd test && CGO_ENABLED=1 go test -race -count $(SOAK) -timeout 60m -run '^TestConformance/(defect|heirs|outage|restart)' ./etcd
+	cd test && CGO_ENABLED=1 go test -race -count $(SOAK) -timeout 60m -run 'Defect|Emptied|Wiped|Partition|Member|Login' ./etcd
 
 fuzz: ## run each fuzz test for FUZZTIME (10s)
 	@set -e; grep -rl --include='*_test.go' '^func Fuzz' cmd pkg internal | while read -r file; do \

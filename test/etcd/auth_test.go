@@ -41,7 +41,7 @@ func TestUserAndPassword(t *testing.T) {
 		}()
 		log.has(t, "WARN", "etcd refuses")
 		cancel()
-		if err := <-done; err != context.Canceled {
+		if err := <-done; !errors.Is(err, context.Canceled) {
 			t.Errorf("acquire: %v, want %v", err, context.Canceled)
 		}
 	}

@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -169,7 +170,7 @@ func TestNodeOfACutOffMember(t *testing.T) {
 	defer cancel()
 	want := request("node-1")
 	want.MTU = 1400
-	if l, err := m.Acquire(ctx, want); err != context.DeadlineExceeded {
+	if l, err := m.Acquire(ctx, want); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("acquire at a member without leader: %+v, %v; want it to wait", l, err)
 	}
 	whole := newManager(t, "", knowing(c.Members[(cut+1)%3].Endpoint(), c.Members[(cut+2)%3].Endpoint()))

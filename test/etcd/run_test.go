@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -101,10 +102,10 @@ func TestContextEndsDuringOutage(t *testing.T) {
 	r.stop() // checks that Run returns nil
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if _, err := m.Acquire(ctx, request("node-1")); err != context.DeadlineExceeded {
+	if _, err := m.Acquire(ctx, request("node-1")); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("acquire: %v, want %v", err, context.DeadlineExceeded)
 	}
-	if _, err := m.Config(ctx); err != context.DeadlineExceeded {
+	if _, err := m.Config(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("config: %v, want %v", err, context.DeadlineExceeded)
 	}
 }
@@ -318,7 +319,7 @@ func TestTLS(t *testing.T) {
 			}()
 			log.has(t, "WARN", "etcd not reachable")
 			cancel()
-			if err := <-done; err != context.Canceled {
+			if err := <-done; !errors.Is(err, context.Canceled) {
 				t.Errorf("acquire: %v, want %v", err, context.Canceled)
 			}
 		})

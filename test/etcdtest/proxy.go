@@ -67,12 +67,12 @@ func (p *Proxy) accept(wg *sync.WaitGroup) {
 }
 
 func (p *Proxy) serve(client net.Conn) {
-	defer client.Close()
+	defer func() { _ = client.Close() }()
 	server, err := net.Dial("tcp", p.target)
 	if err != nil {
 		return
 	}
-	defer server.Close()
+	defer func() { _ = server.Close() }()
 	if !p.add(client, server) {
 		return
 	}

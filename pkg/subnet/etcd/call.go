@@ -196,6 +196,8 @@ func (m *Manager) clientConfig(life context.Context) clientv3.Config {
 
 // failFast makes a request fail with the cause when no endpoint can be reached.
 // etcd's client would wait, and say "deadline exceeded" at last.
+//
+//nolint:revive // gRPC says how many arguments an interceptor has
 func failFast(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	return invoke(ctx, method, req, reply, cc, append(opts, grpc.WaitForReady(false))...)
 }

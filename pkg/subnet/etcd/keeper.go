@@ -249,8 +249,7 @@ func (k *keeper) scheduleRenewal(l subnet.Lease) {
 
 // later reports a request that was not served, and says when to try again.
 func (k *keeper) later(err error) time.Time {
-	var wait *waitError
-	if errors.As(err, &wait) {
+	if wait, ok := errors.AsType[*waitError](err); ok {
 		k.m.outage.report(wait)
 	}
 	k.failed++

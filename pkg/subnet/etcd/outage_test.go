@@ -89,7 +89,7 @@ func TestRetryEndsForGood(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		err = m.retry(ctx, func(context.Context) error { return &waitError{state: stateAway, text: "refused"} })
-		if err != context.DeadlineExceeded {
+		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("at the end of ctx: %v, want %v", err, context.DeadlineExceeded)
 		}
 	})
