@@ -67,6 +67,8 @@ var plants = []planted{
 	{"internal/netlab/b.go", "pkg/pod/leaf", ""},
 	{"internal/api/a.go", "pkg/subnet/leaf", "rest"},
 	{"internal/rtnl/a.go", "pkg/vxlan/leaf", "rest"},
+	{"internal/rtnl/b_test.go", "pkg/vxlan/leaf", "rtnl-tests"},
+	{"internal/rtnl/c_test.go", "internal/netlab/leaf", ""},
 	{"pkg/newroom/a.go", "internal/rtnl", "rest"},
 	{"cmd/newprogram/a.go", "internal/api", "rest"},
 
