@@ -65,6 +65,12 @@ func TestRoleLimitedToThePrefix(t *testing.T) {
 	changed.MTU = 1400
 	acquire(t, m1, changed)
 	r.wait(t, "the own change", func(s subnet.Snapshot) bool { return s.Own.MTU == 1400 })
+	if ends, err := m1.Expiries(within(t)); err != nil || len(ends) != 2 {
+		t.Errorf("ends of leases %v, %v; want two", ends, err)
+	}
+	if err := m1.Release(within(t), "node-2", 0); err != nil {
+		t.Error(err)
+	}
 	asked := count.all()
 	const first, end = etcd.DefaultPrefix + "/", etcd.DefaultPrefix + "0" // '0' comes after '/'
 	keys := 0
