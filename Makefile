@@ -44,7 +44,7 @@ bench: build need-root need-ip ## measure, beside the reference plugins
 	cd test && $(GOBUILD) -o ../bin/bench ./bench && $(GOBUILD) -o ../bin/plugins/ tool
 	bin/bench
 
-# Some minutes a round on two cores.
+# About a minute a round on two cores.
 soak: need-root need-ip need-gcc ## run the tests of lease races, theft, expiry, compaction, wipes and partitions SOAK (20) times
 	CGO_ENABLED=1 go test -race -count $(SOAK) -run '^TestStoreConforms$$/(defect|heirs|outage|restart)' ./pkg/subnet/subnettest
 	CGO_ENABLED=1 go test -race -count $(SOAK) -run 'Emptied|ForeignRenewal|Release' ./internal/node
