@@ -17,6 +17,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -45,6 +46,7 @@ type Server struct {
 	program string
 	etcd    process
 	api     process
+	host    string // a loopback address of its own
 	port    string
 	client  *http.Client
 }
@@ -114,9 +116,12 @@ func New(t testing.TB, flags ...string) *Server {
 
 // prepare writes the files that the servers need and chooses their addresses.
 func (s *Server) prepare(flags []string) error {
+	// Between this choice and the servers' start a port of 127.0.0.1 may become
+	// the source of somebody's connection. Nobody connects from 127.x.y.z.
+	s.host = fmt.Sprintf("127.%d.%d.%d", 1+mathrand.N(254), mathrand.N(256), 1+mathrand.N(254))
 	ports := make([]string, 3)
 	for i := range ports {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := net.Listen("tcp", net.JoinHostPort(s.host, "0"))
 		if err != nil {
 			return err
 		}
@@ -124,7 +129,7 @@ func (s *Server) prepare(flags []string) error {
 		_, ports[i], _ = net.SplitHostPort(l.Addr().String())
 	}
 	s.port = ports[0]
-	etcd, peer := "http://127.0.0.1:"+ports[1], "http://127.0.0.1:"+ports[2]
+	etcd, peer := "http://"+s.host+":"+ports[1], "http://"+s.host+":"+ports[2]
 	key, public, err := signingKey()
 	if err != nil {
 		return err
@@ -141,7 +146,7 @@ func (s *Server) prepare(flags []string) error {
 		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "default=" + peer,
 		"--heartbeat-interval", "10", "--election-timeout", "100", "--unsafe-no-fsync", "--log-level", "error"}}
 	s.api = process{dir: s.dir, args: append([]string{s.program, "kube-apiserver",
-		"--etcd-servers", etcd, "--bind-address", "127.0.0.1", "--secure-port", s.port,
+		"--etcd-servers", etcd, "--bind-address", s.host, "--secure-port", s.port,
 		"--cert-dir", filepath.Join(s.dir, "cert"), "--service-cluster-ip-range", "10.96.0.0/16",
 		"--service-account-key-file", filepath.Join(s.dir, "sa.pub"), "--service-account-signing-key-file", filepath.Join(s.dir, "sa.key"),
 		"--service-account-issuer", "https://kubernetes.default.svc", "--authorization-mode", "RBAC",
@@ -211,7 +216,7 @@ func (s *Server) Wipe(t testing.TB) {
 }
 
 // URL is the server's address.
-func (s *Server) URL() string { return "https://127.0.0.1:" + s.port }
+func (s *Server) URL() string { return "https://" + s.host + ":" + s.port }
 
 // Reachable says whether the server runs and is ready.
 func (s *Server) Reachable() bool { return s.ready() }
