@@ -212,21 +212,24 @@ const (
 )
 
 // describeSettings tells when forwarding is switched off where our packets come
-// in.
+// in. Of a link that has just been made the kernel tells all settings at once:
+// what they are is no news, for whoever makes the link sets them next.
 func (s Scope) describeSettings(n rtnl.Notification) string {
 	if len(n.Body) < sizeofNetconfMsg {
 		return ""
 	}
-	index, forwarding := 0, true
+	index, off, others := 0, false, false
 	rtnl.EachAttr(n.Body[sizeofNetconfMsg:], func(kind uint16, v []byte) {
 		switch kind {
 		case netconfIfindex:
 			index = int(int32(u32(v)))
 		case netconfForwarding:
-			forwarding = u32(v) != 0
+			off = u32(v) == 0
+		default:
+			others = true
 		}
 	})
-	if forwarding || index <= 0 || index != s.Index && index != s.Bridge {
+	if !off || others || index <= 0 || index != s.Index && index != s.Bridge {
 		return ""
 	}
 	return fmt.Sprintf("set forwarding off on link %d", index)

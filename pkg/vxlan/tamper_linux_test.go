@@ -159,6 +159,26 @@ func TestOwnChangesAreNoNews(t *testing.T) {
 	}
 }
 
+// A reader that is late still tells a device that was made from one whose
+// forwarding somebody switched off: both are announced as forwarding off.
+func TestNewDeviceIsNotForwardingSwitchedOff(t *testing.T) {
+	ns := netlab.TestNamespace(t)
+	d := openIn(t, ns, testConfig())
+	m := listen(t, ns, Scope{})
+	ensure(t, d)
+	m.SetScope(testScope(d, Empty()))
+	read(t, m)
+	if news := barrier(t, m, ns); len(news) != 0 {
+		t.Errorf("announced were\n%s", changeTexts(news))
+	}
+	if err := ns.Sysctl("net/ipv4/conf/"+testDevice+"/forwarding", "0"); err != nil {
+		t.Fatal(err)
+	}
+	if news := barrier(t, m, ns); len(news) != 1 || !strings.HasPrefix(news[0].Text, "set forwarding off on link ") {
+		t.Errorf("forwarding was switched off; announced were\n%s", changeTexts(news))
+	}
+}
+
 // foreignThings makes what is not ours and returns a check that it is all there
 // still.
 func foreignThings(t *testing.T, ns *netlab.Namespace) func() {
