@@ -30,7 +30,7 @@ type Range struct {
 
 // Backend says how packets reach other nodes.
 type Backend struct {
-	Type          string // "vxlan"
+	Type          string // TypeVXLAN or TypeHostGW
 	VNI           uint32 // 1 if not given; 24 bits
 	Port          uint16 // 8472 if not given
 	MTU           int    // bytes; 0: the underlay's less the overhead
@@ -39,11 +39,16 @@ type Backend struct {
 	GBP           bool
 }
 
+// The types of Backend: how packets reach other nodes.
 const (
-	backendVXLAN = "vxlan"
-	defaultVNI   = 1
-	defaultPort  = 8472      // the Linux kernel's, and flannel's; not IANA's 4789
-	maxVNI       = 1<<24 - 1 // RFC 7348, section 5
+	TypeVXLAN  = "vxlan"   // encapsulated
+	TypeHostGW = "host-gw" // by plain routes via the other node, which is on the same link
+)
+
+const (
+	defaultVNI  = 1
+	defaultPort = 8472      // the Linux kernel's, and flannel's; not IANA's 4789
+	maxVNI      = 1<<24 - 1 // RFC 7348, section 5
 
 	minMTU4 = 576  // RFC 791: what every host must accept
 	minMTU6 = 1280 // RFC 8200, section 5
@@ -145,8 +150,8 @@ func parseBackend(raw *json.RawMessage, ipv6 bool) (Backend, error) {
 		return Backend{}, err
 	}
 
-	if t := or(kind, backendVXLAN); !strings.EqualFold(t, backendVXLAN) {
-		return Backend{}, fmt.Errorf("Backend.Type %s: want %q, the only one supported", quote(t), backendVXLAN)
+	if t := or(kind, TypeVXLAN); !strings.EqualFold(t, TypeVXLAN) {
+		return Backend{}, fmt.Errorf("Backend.Type %s: want %q, the only one supported", quote(t), TypeVXLAN)
 	}
 	id := or(vni, defaultVNI)
 	if id == 0 {
@@ -164,7 +169,7 @@ func parseBackend(raw *json.RawMessage, ipv6 bool) (Backend, error) {
 		return Backend{}, fmt.Errorf("Backend.MTU %w, or 0 to follow the underlay", err)
 	}
 	return Backend{
-		Type: backendVXLAN, VNI: uint32(id), Port: uint16(udp), MTU: int(bytes),
+		Type: TypeVXLAN, VNI: uint32(id), Port: uint16(udp), MTU: int(bytes),
 		DirectRouting: or(direct, false), Learning: or(learning, false), GBP: or(gbp, false),
 	}, nil
 }

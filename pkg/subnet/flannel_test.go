@@ -206,7 +206,7 @@ func asFlannel(key string, value []byte) (string, error) {
 		}
 		addr, _ := netip.AddrFromSlice(ip)
 		v := VTEP{Underlay: addr.Unmap()}
-		if a.BackendType == backendVXLAN {
+		if a.BackendType == TypeVXLAN {
 			var end flannelEnd
 			if err := json.Unmarshal(data, &end); err != nil {
 				return fmt.Errorf("data %s: %w", data, err)

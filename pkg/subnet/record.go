@@ -64,8 +64,8 @@ func EncodeRecord(l Lease) ([]byte, error) {
 	switch {
 	case l.Node == "":
 		return nil, errors.New("lease: node: missing, want the node id")
-	case l.Backend != backendVXLAN:
-		return nil, fmt.Errorf("lease: backend %s: want %q", quote(l.Backend), backendVXLAN)
+	case l.Backend != TypeVXLAN:
+		return nil, fmt.Errorf("lease: backend %s: want %q", quote(l.Backend), TypeVXLAN)
 	case l.MTU < 0 || l.MTU > maxMTU:
 		return nil, fmt.Errorf("lease: MTU %d: want 0 to %d", l.MTU, maxMTU)
 	}
@@ -148,7 +148,7 @@ func (r *storedJSON) lease() (Lease, error) {
 		{"PublicIP", r.PublicIP, "BackendData", r.BackendData, r.data4, family4},
 		{"PublicIPv6", r.PublicIPv6, "BackendV6Data", r.BackendV6Data, r.data6, family6},
 	} {
-		vtep, ok, err := end.parse(r.BackendType == backendVXLAN)
+		vtep, ok, err := end.parse(r.BackendType == TypeVXLAN)
 		if err != nil {
 			return Lease{}, err
 		}
