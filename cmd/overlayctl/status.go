@@ -21,8 +21,16 @@ func statusText(l look, s api.Status) string {
 	t.add(plain, "overlayd", fmt.Sprintf("%s, started %s", s.Version, l.ago(s.Started)))
 	addStore(t, l, s.Store)
 	t.add(toneIf(len(s.Lease.Subnets) == 0, bad), "lease", leaseLine(l, s.Lease))
-	t.add(toneIf(!s.Underlay.Address.IsValid(), bad), "underlay", underlayLine(s.Underlay))
-	t.add(toneIf(!s.Device.Up, bad), "device", deviceLine(s.Device))
+	t.add(toneIf(len(s.Underlay.Addresses) == 0, bad), "underlay", underlayLine(s.Underlay))
+	if s.Underlay.Lost != "" {
+		t.add(warn, "  lost", s.Underlay.Lost)
+	}
+	for _, d := range s.Devices {
+		t.add(toneIf(!d.Up, bad), "device", deviceLine(d))
+	}
+	if len(s.Devices) == 0 {
+		t.add(toneIf(s.Backend != "host-gw", bad), "device", deviceLine(api.Device{}))
+	}
 	t.add(toneIf(s.Peers.InSync < s.Peers.Total, warn), "peers",
 		fmt.Sprintf("%d/%d in sync, resolve %s", s.Peers.InSync, s.Peers.Total, s.Resolve))
 	t.add(toneIf(s.Misses.Overruns > 0, warn), "misses", fmt.Sprintf("%d received, %d answered, %d unknown, %d overruns",
@@ -67,10 +75,10 @@ func leaseLine(l look, own api.Lease) string {
 }
 
 func underlayLine(u api.Underlay) string {
-	if !u.Address.IsValid() {
+	if len(u.Addresses) == 0 {
 		return "none found"
 	}
-	return fmt.Sprintf("%s on %s, mtu %d (%s)", u.Address, u.Interface, u.MTU, orNone(u.Reason, "no reason given"))
+	return fmt.Sprintf("%s on %s, mtu %d (%s)", list(u.Addresses), u.Interface, u.MTU, orNone(u.Reason, "no reason given"))
 }
 
 func deviceLine(d api.Device) string {

@@ -24,8 +24,9 @@ func healthy() api.Status {
 		Node: "node-a", Version: "v0.2.0", Started: at.Add(-3 * time.Hour), Ready: true, Resolve: "eager",
 		Store:    api.Store{Kind: "etcd", Revision: 42, Snapshot: at.Add(-4 * time.Second)},
 		Lease:    api.Lease{Subnets: subnets("10.244.1.0/24", "fd00:1::/64"), Expiry: at.Add(23 * time.Hour)},
-		Underlay: api.Underlay{Interface: "eth0", Address: netip.MustParseAddr("192.0.2.7"), MTU: 1500, Reason: "default route"},
-		Device:   api.Device{Name: "overlay.1", Up: true, VNI: 1, Port: 8472, MAC: "0e:00:00:00:00:01", MTU: 1450},
+		Underlay: api.Underlay{Interface: "eth0", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.7")}, MTU: 1500, Reason: "default route"},
+		Devices:  []api.Device{{Name: "overlay.1", Up: true, VNI: 1, Port: 8472, MAC: "0e:00:00:00:00:01", MTU: 1450}},
+		Backend:  "vxlan",
 		Peers:    api.PeerCount{Total: 2, InSync: 2},
 		Misses:   api.MissCount{Received: 5, Answered: 4, Unknown: 1},
 		Kernel:   api.Kernel{Operations: 12, Reconciles: 3, Foreign: 2, Last: at.Add(-time.Minute)},
@@ -54,7 +55,7 @@ func TestStatusTextOfAnIllNode(t *testing.T) {
 	s.Ready, s.NotReady = false, []string{"peers out of sync", "device is down"}
 	s.Store.Ignored = []api.Ignored{{Key: "subnets/0.0.0.0-0", Reason: "outside the network 10.244.0.0/16"}}
 	s.Lease = api.Lease{Subnets: subnets("10.244.1.0/24"), Reserved: true}
-	s.Device.Up = false
+	s.Devices[0].Up = false
 	s.Peers.InSync = 1
 	s.Misses.Overruns = 1
 	s.Kernel.Errors, s.Kernel.LastError = 1, "set route: network is down"

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -119,13 +120,7 @@ func (o *options) define() {
 	f, n, e := o.flags, &o.node, &o.etcd
 	f.StringVar(&n.Node, "node-id", n.Node, "stable `name` of this node; its lease follows it, whatever its address is")
 	f.StringVar(&n.RunDir, "run-dir", n.RunDir, "`folder` for node file, socket and slot files; must not survive a reboot")
-	f.StringVar(&n.Iface, "iface", "", "underlay interface by `name|address`; without it that of the default route")
-	f.Func("public-ip", "`address` that other nodes send to; without it the underlay interface's", func(s string) (err error) {
-		if n.Public, err = netip.ParseAddr(s); err != nil {
-			return errors.New("want an IP address such as 192.0.2.7")
-		}
-		return nil
-	})
+	o.defineUnderlay()
 	f.StringVar(&n.Device, "device", n.Device, "`name` of the VXLAN device")
 	f.StringVar(&n.Bridge, "bridge", n.Bridge, "`name` of the bridge that pods hang on")
 	f.StringVar((*string)(&n.Resolve), "resolve", string(n.Resolve), "`eager|on-miss`: neighbour and FDB entries all at once, or when the kernel asks for them")
@@ -158,6 +153,36 @@ func (o *options) define() {
 	})
 	f.BoolVar(&o.json, "log-json", false, "log as JSON lines")
 	f.BoolVar(&o.version, "version", false, "print the version and end")
+}
+
+// defineUnderlay defines how the underlay is chosen. The names are flannel's.
+func (o *options) defineUnderlay() {
+	f, n := o.flags, &o.node
+	f.Func("iface", "underlay interface by `name|address`, several in the order of preference; without it that of the default route", func(s string) error {
+		n.Ifaces = append(n.Ifaces, strings.Split(s, ",")...)
+		return nil
+	})
+	f.Func("iface-regex", "underlay interface of which name or an address matches this `expression`; may be given several times", func(s string) error {
+		re, err := regexp.Compile(s)
+		if err != nil {
+			return fmt.Errorf("want a regular expression of Go's syntax: %w", err)
+		}
+		n.IfaceRegexes = append(n.IfaceRegexes, re)
+		return nil
+	})
+	o.address(&n.CanReach, "iface-can-reach", "underlay interface by which this `address` is reached")
+	o.address(&n.Public, "public-ip", "`address` that other nodes send to; without it the underlay interface's")
+	o.address(&n.Public6, "public-ipv6", "IPv6 `address` that other nodes send to, beside an IPv4 one")
+}
+
+// address defines a flag for an address.
+func (o *options) address(p *netip.Addr, name, text string) {
+	o.flags.Func(name, text, func(s string) (err error) {
+		if *p, err = netip.ParseAddr(s); err != nil {
+			return errors.New("want an IP address such as 192.0.2.7")
+		}
+		return nil
+	})
 }
 
 // nodeNameEnv is where a DaemonSet puts the Node's name for flannel.

@@ -42,7 +42,9 @@ type Status struct {
 	Resolve  string    `json:"resolve"` // eager or on-miss
 	Lease    Lease     `json:"lease"`
 	Underlay Underlay  `json:"underlay"`
-	Device   Device    `json:"device"`
+	Backend  string    `json:"backend"` // vxlan or host-gw
+	Devices  []Device  `json:"devices"` // VXLAN, one per underlay family; none with host-gw
+	PodMTU   int       `json:"podMTU"`  // bytes
 	Peers    PeerCount `json:"peers"`
 	Misses   MissCount `json:"misses"`
 	Kernel   Kernel    `json:"kernel"`
@@ -66,21 +68,23 @@ type Ignored struct {
 
 // Underlay is the node's own end of the network that carries the tunnels.
 type Underlay struct {
-	Interface string     `json:"interface"`
-	Address   netip.Addr `json:"address"`
-	MTU       int        `json:"mtu"` // bytes
-	Reason    string     `json:"reason"`
+	Interface string       `json:"interface"`
+	Addresses []netip.Addr `json:"addresses"` // which other nodes send to, one per family, IPv4 first
+	MTU       int          `json:"mtu"`       // bytes
+	Reason    string       `json:"reason"`
+	Lost      string       `json:"lost,omitempty"` // why it is not to be found now; then the rest is what was
 }
 
 // Device is the VXLAN device as the kernel holds it.
 type Device struct {
-	Name  string `json:"name"`
-	Index int    `json:"index"`
-	Up    bool   `json:"up"`
-	VNI   uint32 `json:"vni"`
-	Port  uint16 `json:"port"`
-	MAC   string `json:"mac"`
-	MTU   int    `json:"mtu"` // bytes
+	Name  string     `json:"name"`
+	Index int        `json:"index"`
+	Up    bool       `json:"up"`
+	VNI   uint32     `json:"vni"`
+	Port  uint16     `json:"port"`
+	Local netip.Addr `json:"local"`
+	MAC   string     `json:"mac"`
+	MTU   int        `json:"mtu"` // bytes
 }
 
 // PeerCount says how many peers are leased and for how many the kernel holds
@@ -157,7 +161,9 @@ type Peer struct {
 	Node     string         `json:"node"`
 	Subnets  []netip.Prefix `json:"subnets"`
 	Underlay netip.Addr     `json:"underlay"`
-	MAC      string         `json:"mac"`
+	MAC      string         `json:"mac,omitempty"`
+	Direct   bool           `json:"direct,omitempty"` // by a plain route
+	MTU      int            `json:"mtu,omitempty"`    // of its pods, in bytes; 0: its lease does not say
 	InSync   bool           `json:"inSync"`
 	Missing  []string       `json:"missing,omitempty"` // entries that the kernel lacks, as `ip` would write them
 	Misses   uint64         `json:"misses"`            // answered for this peer

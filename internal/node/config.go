@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -29,8 +30,6 @@ const (
 type Config struct {
 	Node    string        // stable node id
 	RunDir  string        // node file, socket, lock, slot files
-	Iface   string        // underlay interface by name or address; empty: the default route's
-	Public  netip.Addr    // underlay address that others send to; invalid: the interface's
 	Device  string        // name of the VXLAN device
 	Bridge  string        // name of the bridge that pods hang on
 	Resolve Resolve       // eager or on-miss
@@ -38,6 +37,14 @@ type Config struct {
 	Metrics string        // TCP address of the API besides the socket; empty: none
 	Version string
 	Store   string // kind of store, for the status
+
+	// How the underlay is chosen; at most one of the first three. None: the
+	// interface of the default route.
+	Ifaces       []string         // names or addresses; the first that is there counts
+	IfaceRegexes []*regexp.Regexp // that a name or address matches
+	CanReach     netip.Addr       // the interface that leads there
+	Public       netip.Addr       // address that others send to; invalid: the interface's
+	Public6      netip.Addr       // the same, of IPv6 beside an IPv4 one
 }
 
 // Default returns the configuration that flags change.
@@ -71,8 +78,18 @@ func (c Config) Check() error {
 		return &FlagError{"run-dir", c.RunDir, fmt.Sprintf("an absolute path of at most %d bytes to a folder that does not survive a reboot, such as %s", maxRunDir, subnet.RunDir)}
 	case c.Public.IsValid() && !reachable(c.Public):
 		return &FlagError{"public-ip", c.Public.String(), "a unicast address that other nodes reach"}
-	case !linkName(c.Device):
-		return &FlagError{"device", c.Device, "a link name of 1 to 15 bytes without '/', ':' or white space"}
+	case c.Public6.IsValid() && (!reachable(c.Public6) || c.Public6.Is4()):
+		return &FlagError{"public-ipv6", c.Public6.String(), "a unicast IPv6 address that other nodes reach"}
+	case c.Public6.IsValid() && c.Public.Is6():
+		return &FlagError{"public-ipv6", c.Public6.String(), "none beside an IPv6 --public-ip"}
+	case c.CanReach.IsValid() && !reachable(c.CanReach):
+		return &FlagError{"iface-can-reach", c.CanReach.String(), "a unicast address outside this node"}
+	case len(c.IfaceRegexes) > 0 && len(c.Ifaces) > 0:
+		return &FlagError{"iface-regex", c.IfaceRegexes[0].String(), "none beside --iface"}
+	case c.CanReach.IsValid() && len(c.Ifaces)+len(c.IfaceRegexes) > 0:
+		return &FlagError{"iface-can-reach", c.CanReach.String(), "none beside --iface or --iface-regex"}
+	case !linkName(c.Device) || len(c.Device) > 15-len(v6Mark):
+		return &FlagError{"device", c.Device, "a link name of 1 to 12 bytes without '/', ':' or white space; the device over IPv6 has " + v6Mark + " in it"}
 	case !linkName(c.Bridge):
 		return &FlagError{"bridge", c.Bridge, "a link name of 1 to 15 bytes without '/', ':' or white space"}
 	case c.Bridge == c.Device:

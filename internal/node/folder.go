@@ -86,8 +86,10 @@ func (r runFolder) held(node string, log *slog.Logger) []netip.Prefix {
 // publish writes the node file and says once that the node is ready. One peer
 // that the kernel refuses does not keep pods from starting.
 func (l *loop) publish() {
-	if l.device.Link().Index == 0 {
-		return
+	for _, o := range l.overlays {
+		if o.device.Config().Name != "" && o.device.Link().Index == 0 {
+			return
+		}
 	}
 	f := subnet.NodeFile{
 		Schema: subnet.NodeFileSchema, Node: l.cfg.Node, Subnets: l.snapshot.Own.Subnets,

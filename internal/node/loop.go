@@ -41,23 +41,23 @@ type loop struct {
 	cfg      Config
 	network  subnet.Config
 	underlay vxlan.Underlay
+	lost     string // why the underlay is not to be found at the moment
 	log      *slog.Logger
 	journal  *journal
 
-	device  *vxlan.Device
-	monitor *vxlan.Monitor
-	ready   func()       // called once, when the first reconcile is complete
-	guard   func() error // says that the run folder is not ours any more
-	fatal   error        // ends the loop
+	overlays []*overlay // one per underlay family, IPv4 first
+	monitor  *vxlan.Monitor
+	ready    func()               // called once, when the first reconcile is complete
+	guard    func() error         // says that the run folder is not ours any more
+	relet    func(subnet.Request) // has the lease updated
+	fatal    error                // ends the loop
 
 	snapshot subnet.Snapshot
 	taken    time.Time // when the snapshot came
 	retained retention
-	leases   []subnet.Lease // peers' leases, with those in their grace time
-	want     vxlan.State
-	nodeOf   map[vxlan.MAC]string
+	leases   []subnet.Lease    // peers' leases, with those in their grace time
 	answered map[string]uint64 // node → misses
-	mtu      int
+	mtu      int               // bytes, of pods
 
 	bridgeMAC net.HardwareAddr // of a bridge that was there before us; else nil
 
@@ -103,9 +103,8 @@ func (l *loop) leave() error {
 	if l.cfg.Resolve != OnMiss || !l.synced {
 		return nil
 	}
-	ops, err := vxlan.Reconcile(l.device, vxlan.Exactly(l.want))
-	l.count(ops, err)
-	if err != nil {
+	l.cfg.Resolve = Eager
+	if _, err := l.reconcileOverlays(); err != nil {
 		return fmt.Errorf("write all entries before leaving: %w", err)
 	}
 	return nil
@@ -128,21 +127,24 @@ func (l *loop) take(s subnet.Snapshot) {
 			l.log.Error("own lease cannot be used", "error", err)
 		}
 	}
-	before := l.want
-	l.derive(l.taken)
-	if moved || !l.synced || !sameState(before, l.want) {
+	if changed := l.derive(l.taken); moved || !l.synced || changed {
 		l.reconcile("snapshot")
 	}
 }
 
-// derive computes the wanted state from the snapshot and the grace times.
-func (l *loop) derive(now time.Time) {
+// derive computes the wanted state from the snapshot and the grace times, and says
+// whether it is another than before.
+func (l *loop) derive(now time.Time) (changed bool) {
 	l.leases = l.retained.update(l.snapshot.Own, l.snapshot.Peers, now)
-	l.want = vxlan.Desired(peersOf(l.leases, l.underlay4()))
-	l.nodeOf = make(map[vxlan.MAC]string, len(l.leases))
-	for _, lease := range l.leases {
-		if v, ok := vtepOf(lease, l.underlay4()); ok {
-			l.nodeOf[vxlan.MAC(v.MAC)] = nodeName(lease)
+	peers := l.sortPeers(l.leases)
+	for _, o := range l.overlays {
+		want := vxlan.Desired(peers[o.is4()])
+		changed = changed || !sameState(o.want, want)
+		o.want, o.nodeOf = want, make(map[vxlan.MAC]string, len(l.leases))
+		for _, lease := range l.leases {
+			if v, ok := vtepOf(lease, o.is4()); ok {
+				o.nodeOf[vxlan.MAC(v.MAC)] = nodeName(lease)
+			}
 		}
 	}
 	if end, ok := l.retained.next(); ok {
@@ -150,6 +152,7 @@ func (l *loop) derive(now time.Time) {
 	} else {
 		l.clock.clear(expire)
 	}
+	return changed
 }
 
 // nodeName is what a lease is called where people read it. Records of flannel
@@ -164,19 +167,12 @@ func nodeName(l subnet.Lease) string {
 	return "?"
 }
 
-// settle makes the own lease the device's address.
+// settle makes the own lease the devices' addresses.
 func (l *loop) settle() error {
-	c := l.device.Config()
-	c.Addrs, c.Networks = nil, l.networks()
-	for _, s := range l.snapshot.Own.Subnets {
-		c.Addrs = append(c.Addrs, netip.PrefixFrom(s.Addr(), s.Addr().BitLen()))
-	}
 	l.log.Info("own lease", "subnets", l.snapshot.Own.Subnets)
 	l.journal.event("lease", fmt.Sprintf("own subnets are %v", l.snapshot.Own.Subnets))
-	return l.device.SetConfig(c)
+	return l.configure()
 }
-
-func (l *loop) underlay4() bool { return l.device.Config().Local.Is4() }
 
 func (l *loop) bridge() pod.Bridge {
 	b := pod.Bridge{Name: l.cfg.Bridge, MTU: l.mtu, Hardware: l.bridgeMAC}
@@ -202,6 +198,9 @@ func (l *loop) heed(e vxlan.Events) {
 	}
 	l.misses.Received += e.Received
 	l.misses.Overruns += uint64(e.Overruns)
+	if e.Underlay || e.Overruns > 0 {
+		l.clock.setEarlier(follow, time.Now().Add(followGap))
+	}
 	if !e.Dirty() {
 		return
 	}
@@ -224,21 +223,26 @@ func (l *loop) heed(e vxlan.Events) {
 
 // answer sets the entries that a miss asks for.
 func (l *loop) answer(m vxlan.Miss, read time.Time) {
-	ops := l.want.Resolve(m)
+	i := slices.IndexFunc(l.overlays, func(o *overlay) bool { return o.device.Link().Index == m.Device })
+	if i < 0 {
+		return // of a device that is made anew by now
+	}
+	o := l.overlays[i]
+	ops := o.want.Resolve(m)
 	told := api.Miss{Time: read, Kind: "L2MISS"}
 	mac := m.MAC
 	if m.IP.IsValid() {
 		told.Kind, told.Addr = "L3MISS", m.IP
-		mac = l.want.Neighs[m.IP]
+		mac = o.want.Neighs[m.IP]
 	} else {
 		told.MAC = m.MAC.String()
 	}
 	if ops == nil {
 		l.misses.Unknown++
 	} else {
-		err := l.device.Apply(ops)
+		err := o.device.Apply(ops)
 		l.count(ops, err)
-		told.Node, told.Answered = l.nodeOf[mac], err == nil
+		told.Node, told.Answered = o.nodeOf[mac], err == nil
 		if err == nil {
 			l.misses.Answered++
 			l.answered[told.Node]++
@@ -251,7 +255,7 @@ func (l *loop) answer(m vxlan.Miss, read time.Time) {
 
 // due does what the clock asks for.
 func (l *loop) due(now time.Time) {
-	for task, why := range map[task]string{audit: "audit", retry: "retry", repair: "repair", expire: "grace time over"} {
+	for task, why := range map[task]string{audit: "audit", retry: "retry", repair: "repair", expire: "grace time over", follow: "underlay"} {
 		if !l.clock.take(task, now) {
 			continue
 		}
@@ -259,6 +263,11 @@ func (l *loop) due(now time.Time) {
 		case audit:
 			l.clock.set(audit, now.Add(auditEvery))
 			l.fatal = l.guard()
+			l.follow()
+			continue
+		case follow:
+			l.follow()
+			continue
 		case expire:
 			l.derive(now)
 		}
@@ -266,29 +275,29 @@ func (l *loop) due(now time.Time) {
 	}
 }
 
-// reconcile makes device, bridge and tables right, and remembers how it went.
+// reconcile makes devices, bridge and tables right, and remembers how it went.
 func (l *loop) reconcile(why string) {
 	if len(l.snapshot.Own.Subnets) == 0 {
 		return // nothing is known of the own subnet yet
 	}
-	l.monitor.SetScope(l.scope())
-	did, err := l.device.Ensure()
+	l.monitor.SetScope(l.scopes()...)
+	did, err := l.ensureOverlays()
+	if err == nil && !l.synced {
+		var old []string
+		old, err = vxlan.RemoveDevices(l.deviceNames()...)
+		did = append(did, old...)
+	}
 	bridge, berr := l.ensureBridge()
 	did = append(did, bridge...)
 	l.kernel.Operations += uint64(len(did))
 	if err != nil || berr != nil {
 		l.kernel.Errors++
 	}
-	l.monitor.SetScope(l.scope())
+	l.monitor.SetScope(l.scopes()...)
 
 	var ops []vxlan.Op
 	if err == nil {
-		want := vxlan.Exactly(l.want)
-		if l.cfg.Resolve == OnMiss {
-			want = l.want.OnMiss
-		}
-		ops, err = vxlan.Reconcile(l.device, want)
-		l.count(ops, err)
+		ops, err = l.reconcileOverlays()
 	}
 	err = errors.Join(err, berr)
 	l.kernel.Reconciles++
@@ -337,22 +346,6 @@ func (l *loop) pace(err error) {
 	}
 	l.wait = min(max(2*l.wait, retryFirst), retryMax)
 	l.clock.set(retry, time.Now().Add(l.wait))
-}
-
-func (l *loop) scope() vxlan.Scope {
-	return vxlan.Scope{
-		Index:    l.device.Link().Index,
-		Bridge:   l.bridgeIndex,
-		Names:    []string{l.cfg.Device, l.cfg.Bridge},
-		Ports:    []uint32{l.device.Port()},
-		Networks: l.networks(),
-		// Of links and FDB entries the kernel does not say who changed them:
-		// what is as wanted is no news. Nobody writes to l.want; derive
-		// replaces it.
-		Device:   l.device.Config(),
-		Want:     l.want,
-		Gateways: l.bridge().Gateways,
-	}
 }
 
 // count books changes that were attempted.

@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -32,6 +31,7 @@ type node struct {
 	ready     atomic.Bool
 	up        chan struct{} // closed when ready
 	snapshots chan subnet.Snapshot
+	requests  chan subnet.Request // of the lease, newest wins
 	queries   chan func()
 	loop      *loop // of the loop's goroutine alone, once it turns
 }
@@ -53,7 +53,7 @@ func Run(ctx context.Context, cfg Config, m subnet.Manager, log *slog.Logger) er
 	n := &node{
 		folder: folder,
 		cfg:    cfg, log: log, manager: m, started: time.Now(),
-		up: make(chan struct{}), snapshots: make(chan subnet.Snapshot, 1), queries: make(chan func()),
+		up: make(chan struct{}), snapshots: make(chan subnet.Snapshot, 1), requests: make(chan subnet.Request, 1), queries: make(chan func()),
 	}
 	n.wait("the store")
 	g, ctx := errgroup.WithContext(ctx)
@@ -72,42 +72,21 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 	if err != nil || ctx.Err() != nil {
 		return quiet(ctx, err)
 	}
-	underlay, err := vxlan.FindUnderlay(n.cfg.Iface, n.cfg.Public)
-	if err != nil {
-		return err
-	}
-	n.log.Info("underlay", "interface", underlay.Interface, "address", underlay.Addr, "mtu", underlay.MTU, "reason", underlay.Reason)
-	n.warnOfUnsupported(network)
-	is4 := underlay.Addr.Is4()
-	mtu := network.Backend.MTU
-	if mtu == 0 {
-		mtu = underlay.MTU - vxlan.Overhead(is4)
-	}
-	mac := subnet.VTEPMAC(n.cfg.Node, is4)
-	device, monitor, err := open(vxlan.Config{
-		Name: n.cfg.Device, VNI: network.Backend.VNI, Port: network.Backend.Port,
-		MAC: vxlan.MAC(mac), Local: underlay.Local, MTU: mtu,
-	})
-	if err != nil {
+	if n.loop, err = n.newLoop(network); err != nil {
 		return err
 	}
 	n.wait("a lease")
-	_, err = n.manager.Acquire(ctx, subnet.Request{
-		Node: n.cfg.Node, Want: n.folder.held(n.cfg.Node, n.log), MTU: mtu,
-		VTEPs: []subnet.VTEP{{Underlay: underlay.Addr, MAC: mac, VNI: network.Backend.VNI}},
-	})
+	want := n.loop.request()
+	want.Want = n.folder.held(n.cfg.Node, n.log)
+	_, err = n.manager.Acquire(ctx, want)
 	if err != nil || ctx.Err() != nil {
-		return errors.Join(quiet(ctx, err), device.Close())
+		n.loop.close()
+		return quiet(ctx, err)
 	}
 	n.wait("the first snapshot")
-	n.loop = &loop{
-		cfg: n.cfg, network: network, underlay: underlay, log: n.log, journal: &n.journal,
-		device: device, monitor: monitor, ready: n.announce, guard: n.folder.check, mtu: mtu, bridgeMAC: n.bridgeMAC(),
-		retained: retention{grace: n.cfg.Grace}, answered: map[string]uint64{},
-		repairs: rate.NewLimiter(repairRate, repairBurst),
-	}
-	g.Go(func() error { return monitor.Run(ctx) })
+	g.Go(func() error { return n.loop.monitor.Run(ctx) })
 	g.Go(func() error { return n.manager.Run(ctx, n.offer) })
+	g.Go(func() error { return n.keepLet(ctx) })
 	if a, ok := n.manager.(Announcer); ok {
 		g.Go(func() error { return n.tell(ctx, a) })
 	}
@@ -115,7 +94,7 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 		return sweeper{dir: n.cfg.RunDir, bridge: n.cfg.Bridge, log: n.log, journal: &n.journal}.run(ctx)
 	})
 	g.Go(func() error {
-		defer func() { _ = device.Close() }()
+		defer n.loop.close()
 		return n.loop.run(ctx, n.snapshots, n.queries)
 	})
 	n.waiting.Store(nil)
@@ -126,8 +105,8 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 // version does not do. Peers are reached through the tunnel all the same.
 func (n *node) warnOfUnsupported(c subnet.Config) {
 	for key, on := range map[string]bool{
-		"Backend.DirectRouting": c.Backend.DirectRouting, "Backend.Learning": c.Backend.Learning,
-		"Backend.GBP": c.Backend.GBP, "EnableNFTables": c.NFTables,
+		"Backend.Learning": c.Backend.Learning,
+		"Backend.GBP":      c.Backend.GBP, "EnableNFTables": c.NFTables,
 	} {
 		if on {
 			n.log.Warn("configuration key is not supported yet, and ignored", "key", key)
@@ -135,14 +114,32 @@ func (n *node) warnOfUnsupported(c subnet.Config) {
 	}
 }
 
-// open listens before it looks, so that no change falls in between.
-func open(c vxlan.Config) (*vxlan.Device, *vxlan.Monitor, error) {
+// newLoop makes the loop, with the underlay as it is now. It listens before it
+// looks, so that no change falls in between.
+func (n *node) newLoop(network subnet.Config) (*loop, error) {
 	monitor, err := vxlan.Watch(vxlan.Scope{})
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	device, err := vxlan.Open(c)
-	return device, monitor, err
+	u, err := vxlan.FindUnderlay(n.cfg.choice(network))
+	if err != nil {
+		return nil, err
+	}
+	mtu, err := podMTU(network, u)
+	if err != nil {
+		return nil, err
+	}
+	n.log.Info("underlay", "interface", u.Interface, "addresses", addrsOf(u), "mtu", u.MTU, "reason", u.Reason)
+	n.warnOfUnsupported(network)
+	l := &loop{
+		cfg: n.cfg, network: network, underlay: u, mtu: mtu, log: n.log, journal: &n.journal,
+		monitor: monitor, ready: n.announce, guard: n.folder.check, relet: n.relet, bridgeMAC: n.bridgeMAC(),
+		retained: retention{grace: n.cfg.Grace}, answered: map[string]uint64{},
+		repairs: rate.NewLimiter(repairRate, repairBurst),
+	}
+	l.clock.set(follow, time.Now()) // what has changed while the store was waited for
+	l.watchUnderlay()
+	return l, l.configure()
 }
 
 // bridgeMAC returns the MAC by which running pods know their gateway, if it is

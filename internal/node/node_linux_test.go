@@ -227,8 +227,8 @@ func TestNodeComesUpAndFollowsTheStore(t *testing.T) {
 	r := start(t, store, nil)
 	s := r.ready()
 	r.inSync(1)
-	if s.Underlay.Interface != "eth0" || s.Underlay.Address != netip.MustParseAddr("192.0.2.10") || s.Device.MTU != 1450 {
-		t.Errorf("underlay %+v, device %+v", s.Underlay, s.Device)
+	if s.Underlay.Interface != "eth0" || fmt.Sprint(s.Underlay.Addresses) != "[192.0.2.10]" || len(s.Devices) != 1 || s.Devices[0].MTU != 1450 || s.PodMTU != 1450 {
+		t.Errorf("underlay %+v, devices %+v", s.Underlay, s.Devices)
 	}
 	if got := tables(t); strings.Count(got, "\n") != 5 || !strings.Contains(got, "10.244.77.0/24 via 10.244.77.0 dev overlay.1") || !strings.Contains(got, "dst 192.0.2.77") {
 		t.Errorf("tables:\n%s", got)
@@ -468,8 +468,8 @@ func TestStatusIsOneAccount(t *testing.T) {
 	r := start(t, store, func(c *Config) { c.Metrics = "127.0.0.1:19443" })
 	r.ready()
 	out := ip(t, "ip -br link show overlay.1")
-	if !strings.Contains(out, r.status().Device.MAC) {
-		t.Errorf("MAC %s, kernel %s", r.status().Device.MAC, out)
+	if mac := r.status().Devices[0].MAC; !strings.Contains(out, mac) {
+		t.Errorf("MAC %s, kernel %s", mac, out)
 	}
 	for path, want := range map[string]string{
 		api.PathMetrics: "overlayd_ready 1", api.PathReady: "ready", api.PathHealth: "ok", api.PathMisses: "[]",

@@ -10,33 +10,6 @@ import (
 	"github.com/vxlan-cni/vxlan-cni/pkg/vxlan"
 )
 
-// vtepOf returns the endpoint of l that a device over this underlay family
-// reaches. Pods of either family ride on it.
-func vtepOf(l subnet.Lease, underlay4 bool) (subnet.VTEP, bool) {
-	i := slices.IndexFunc(l.VTEPs, func(v subnet.VTEP) bool { return v.Underlay.Is4() == underlay4 })
-	if i < 0 {
-		return subnet.VTEP{}, false
-	}
-	return l.VTEPs[i], true
-}
-
-// peersOf turns leases into the peers of a device over this underlay family.
-func peersOf(leases []subnet.Lease, underlay4 bool) []vxlan.Peer {
-	var peers []vxlan.Peer
-	for _, l := range leases {
-		v, ok := vtepOf(l, underlay4)
-		if !ok {
-			continue
-		}
-		for _, s := range l.Subnets {
-			peers = append(peers, vxlan.Peer{
-				Subnet: s, Gateway: s.Addr(), MAC: vxlan.MAC(v.MAC), Underlay: v.Underlay,
-			})
-		}
-	}
-	return peers
-}
-
 // sameState says whether two wanted states ask for the same.
 func sameState(a, b vxlan.State) bool {
 	return maps.Equal(a.FDB, b.FDB) && maps.Equal(a.Neighs, b.Neighs) && maps.Equal(a.Routes, b.Routes)

@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -111,30 +112,87 @@ func BenchmarkRetention10000(b *testing.B) {
 	}
 }
 
+// Each subnet rides the underlay of its own family where both nodes have it.
 func TestPeersOf(t *testing.T) {
 	dual := lease("a", "10.244.1.0/24 fd00:1::/64", "192.0.2.1", 1)
 	both := dual
-	both.VTEPs = append(slices.Clone(dual.VTEPs), subnet.VTEP{Underlay: netip.MustParseAddr("2001:db8::1"), MAC: subnet.MAC{2, 0, 0, 0, 0, 6}, VNI: 1})
+	six := subnet.VTEP{Underlay: netip.MustParseAddr("2001:db8::1"), MAC: subnet.MAC{2, 0, 0, 0, 0, 6}, VNI: 1}
+	both.VTEPs = append(slices.Clone(dual.VTEPs), six)
+	only6 := dual
+	only6.VTEPs = []subnet.VTEP{six}
+	const (
+		four4 = "192.0.2.1: 10.244.1.0/24"
+		six4  = "192.0.2.1: fd00:1::/64"
+		four6 = "2001:db8::1: 10.244.1.0/24"
+		six6  = "2001:db8::1: fd00:1::/64"
+	)
+	v4, v6, v46 := []bool{true}, []bool{false}, []bool{true, false}
 	tests := []struct {
-		name      string
-		lease     subnet.Lease
-		underlay4 bool
-		want      string
+		name  string
+		lease subnet.Lease
+		own   []bool
+		want  string
 	}{
-		{"both families ride on the IPv4 tunnel", dual, true,
-			"fdb 02:00:00:00:00:01 dst 192.0.2.1|neigh 10.244.1.0 lladdr 02:00:00:00:00:01|neigh fd00:1:: lladdr 02:00:00:00:00:01|route 10.244.1.0/24 via 10.244.1.0 onlink|route fd00:1::/64 via fd00:1:: onlink"},
-		{"no IPv6 tunnel, no IPv6 peer", dual, false, ""},
-		{"of two tunnels the device's own family", both, false,
-			"fdb 02:00:00:00:00:06 dst 2001:db8::1|neigh 10.244.1.0 lladdr 02:00:00:00:00:06|neigh fd00:1:: lladdr 02:00:00:00:00:06|route 10.244.1.0/24 via 10.244.1.0 onlink|route fd00:1::/64 via fd00:1:: onlink"},
+		{"both families ride on the IPv4 tunnel", dual, v4, four4 + "|" + six4},
+		{"and so they do if we have another", dual, v46, four4 + "|" + six4},
+		{"no tunnel in common", dual, v6, ""},
+		{"both ride on the IPv6 tunnel", only6, v6, four6 + "|" + six6},
+		{"of two tunnels the one that we have", both, v6, four6 + "|" + six6},
+		{"of two tunnels the one that we have, IPv4", both, v4, four4 + "|" + six4},
+		{"each on its own family's", both, v46, four4 + "|" + six6},
 	}
 	for _, tt := range tests {
 		var entries []string
-		for _, o := range vxlan.Diff(vxlan.Desired(peersOf([]subnet.Lease{tt.lease}, tt.underlay4)), vxlan.Empty()) {
-			entries = append(entries, o.Entry.String())
+		for is4, peers := range peersOf([]subnet.Lease{tt.lease}, tt.own) {
+			for _, p := range peers {
+				entries = append(entries, p.Underlay.String()+": "+p.Subnet.String())
+				if want := tt.lease.VTEPs[slices.IndexFunc(tt.lease.VTEPs, func(v subnet.VTEP) bool { return v.Underlay == p.Underlay })]; p.MAC != vxlan.MAC(want.MAC) ||
+					p.Gateway != p.Subnet.Addr() || p.Underlay.Is4() != is4 {
+					t.Errorf("%s: peer %+v", tt.name, p)
+				}
+			}
 		}
 		slices.Sort(entries)
 		if got := strings.Join(entries, "|"); got != tt.want {
-			t.Errorf("%s:\n%s\nwant\n%s", tt.name, got, tt.want)
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestDeviceName(t *testing.T) {
+	for name, want := range map[string]string{"overlay.1": "overlay-v6.1", "flannel.1": "flannel-v6.1", "vx": "vx-v6", "a.b.c": "a.b-v6.c"} {
+		if got := deviceName(name, false); got != want || deviceName(name, true) != name {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+}
+
+func TestPodMTU(t *testing.T) {
+	end := func(a string) vxlan.End {
+		return vxlan.End{Addr: netip.MustParseAddr(a), Local: netip.MustParseAddr(a)}
+	}
+	four, six := end("192.0.2.1"), end("2001:db8::1")
+	tests := []struct {
+		network string
+		mtu     int
+		ends    []vxlan.End
+		want    int // 0: an error
+	}{
+		{`{"Network":"10.244.0.0/16"}`, 1500, []vxlan.End{four}, 1450},
+		{`{"Network":"10.244.0.0/16"}`, 1500, []vxlan.End{six}, 1430},
+		{`{"Network":"10.244.0.0/16"}`, 9000, []vxlan.End{four, six}, 8930},
+		{`{"Network":"10.244.0.0/16","Backend":{"MTU":1400}}`, 1500, []vxlan.End{four}, 1350},
+		{`{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/48"}`, 1320, []vxlan.End{four}, 0},
+		{`{"Network":"10.244.0.0/16"}`, 100, []vxlan.End{four}, 0},
+	}
+	for _, tt := range tests {
+		c, err := subnet.ParseConfig([]byte(tt.network))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := podMTU(c, vxlan.Underlay{Interface: "eth0", MTU: tt.mtu, Ends: tt.ends})
+		if got != tt.want || (err != nil) != (tt.want == 0) {
+			t.Errorf("%s on %d: %d, %v; want %d", tt.network, tt.mtu, got, err, tt.want)
 		}
 	}
 }
@@ -191,6 +249,15 @@ func TestConfigCheck(t *testing.T) {
 		{"public-ip", func(c *Config) { c.Public = netip.MustParseAddr("127.0.0.1") }},
 		{"public-ip", func(c *Config) { c.Public = netip.MustParseAddr("224.1.1.1") }},
 		{"public-ip", func(c *Config) { c.Public = netip.MustParseAddr("::ffff:1.2.3.4") }},
+		{"public-ipv6", func(c *Config) { c.Public6 = netip.MustParseAddr("192.0.2.1") }},
+		{"public-ipv6", func(c *Config) {
+			c.Public, c.Public6 = netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
+		}},
+		{"iface-can-reach", func(c *Config) { c.CanReach = netip.MustParseAddr("127.0.0.1") }},
+		{"iface-can-reach", func(c *Config) { c.CanReach, c.Ifaces = netip.MustParseAddr("192.0.2.1"), []string{"eth0"} }},
+		{"iface-regex", func(c *Config) {
+			c.IfaceRegexes, c.Ifaces = []*regexp.Regexp{regexp.MustCompile("x")}, []string{"eth0"}
+		}},
 		{"bridge", func(c *Config) { c.Bridge = "b\u00a0r" }},
 		{"device", func(c *Config) { c.Device = "sixteen-bytes-lo" }},
 		{"device", func(c *Config) { c.Device = "a/b" }},

@@ -111,7 +111,7 @@ func TestDamagedSlotFileHidesNothingElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = r.status()
-	if !s.Ready || s.Device.Name == "" || !strings.Contains(s.Slots.Error, path) {
+	if !s.Ready || len(s.Devices) == 0 || !strings.Contains(s.Slots.Error, path) {
 		t.Errorf("status %+v", s)
 	}
 }

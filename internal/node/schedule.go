@@ -10,6 +10,7 @@ const (
 	retry              // try refused changes again
 	repair             // undo others' changes
 	expire             // a peer's grace time is over
+	follow             // look at the underlay
 	tasks              // how many there are
 )
 

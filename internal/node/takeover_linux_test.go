@@ -73,7 +73,7 @@ func TestTakeOverOfANodeThatRanFlannel(t *testing.T) {
 	}
 	r.inSync(1)
 	for command, want := range map[string][]string{
-		"ip -d link show flannel.1":          {s.Device.MAC, "l2miss", "nolearning", "vxlan-cni overlay"},
+		"ip -d link show flannel.1":          {s.Devices[0].MAC, "l2miss", "nolearning", "vxlan-cni overlay"},
 		"ip address show flannel.1":          {"10.244.77.0/32"},
 		"ip route show 10.244.78.0/24":       {"via 10.244.78.0 dev flannel.1 proto 77 onlink"},
 		"ip neigh show 10.244.78.0":          {"0e:00:00:00:00:07 PERMANENT"},

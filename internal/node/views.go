@@ -51,12 +51,17 @@ func (l *loop) fill(s *api.Status) error {
 		s.Store.Ignored = append(s.Store.Ignored, api.Ignored(i))
 	}
 	s.Lease = leaseView(l.snapshot.Own, true)
-	s.Underlay = api.Underlay{
-		Interface: l.underlay.Interface, Address: l.underlay.Addr, MTU: l.underlay.MTU, Reason: l.underlay.Reason,
+	s.Underlay = api.Underlay{Interface: l.underlay.Interface, MTU: l.underlay.MTU, Reason: l.underlay.Reason, Lost: l.lost}
+	for _, e := range l.underlay.Ends {
+		s.Underlay.Addresses = append(s.Underlay.Addresses, e.Addr)
 	}
-	c, link := l.device.Config(), l.device.Link()
-	s.Device = api.Device{
-		Name: c.Name, Index: link.Index, Up: link.Up, VNI: c.VNI, Port: c.Port, MAC: link.MAC.String(), MTU: link.MTU,
+	s.PodMTU, s.Backend, s.Devices = l.mtu, l.network.Backend.Type, []api.Device{}
+	for _, o := range l.overlays {
+		if c, link := o.device.Config(), o.device.Link(); c.Name != "" {
+			s.Devices = append(s.Devices, api.Device{
+				Name: c.Name, Index: link.Index, Up: link.Up, VNI: c.VNI, Port: c.Port, Local: c.Local, MAC: link.MAC.String(), MTU: link.MTU,
+			})
+		}
 	}
 	s.Misses, s.Kernel = l.misses, l.kernel
 	peers, err := l.peerViews()
@@ -78,41 +83,74 @@ func (n *node) peers(ctx context.Context) (peers []api.Peer, err error) {
 }
 
 func (l *loop) peerViews() ([]api.Peer, error) {
-	if l.device.Link().Index == 0 {
-		return []api.Peer{}, nil
-	}
-	have, err := l.device.State()
+	missing, direct, err := l.missing()
 	if err != nil {
 		return nil, err
 	}
-	want := l.want
-	if l.cfg.Resolve == OnMiss {
-		want = want.OnMiss(have)
-	}
-	missing := map[string][]string{} // by entry's owner: subnet, gateway or MAC
-	for _, o := range vxlan.Diff(want, have) {
-		if !o.Del { // what is there too much is no peer's
-			missing[owner(o.Entry)] = append(missing[owner(o.Entry)], o.Entry.String())
-		}
+	var own []bool
+	for _, e := range l.underlay.Ends {
+		own = append(own, e.Local.Is4())
 	}
 	views := make([]api.Peer, 0, len(l.leases))
 	for _, lease := range l.leases {
-		v, ok := vtepOf(lease, l.underlay4())
-		p := api.Peer{
-			Node: nodeName(lease), Subnets: lease.Subnets, Underlay: v.Underlay, MAC: v.MAC.String(),
-			Misses: l.answered[nodeName(lease)], Missing: missing[v.MAC.String()],
-		}
-		if !ok {
-			p.Missing = []string{"a tunnel endpoint of our underlay's family in its lease"}
-		}
+		p := api.Peer{Node: nodeName(lease), Subnets: lease.Subnets, MTU: lease.MTU, Misses: l.answered[nodeName(lease)]}
 		for _, s := range lease.Subnets {
-			p.Missing = append(append(p.Missing, missing[s.Addr().String()]...), missing[s.String()]...)
+			if why := whyNot(lease, s, own, l.tunnels()); why != "" {
+				p.Missing = append(p.Missing, why)
+				continue
+			}
+			v, _ := choose(lease, s, own)
+			p.Direct = p.Direct || direct[s]
+			for _, key := range []string{v.MAC.String(), s.Addr().String(), s.String()} {
+				p.Missing = append(p.Missing, missing[key]...)
+			}
+			if !p.Underlay.IsValid() {
+				p.Underlay = v.Underlay
+				if l.tunnels() {
+					p.MAC = v.MAC.String()
+				}
+			}
 		}
 		slices.Sort(p.Missing)
+		p.Missing = slices.Compact(p.Missing)
 		p.InSync = len(p.Missing) == 0
 		views = append(views, p)
 	}
 	return views, nil
+}
+
+// missing is what the kernel lacks, by what an entry and a lease have in common
+// (MAC, gateway or subnet), and which subnets are reached by plain routes.
+func (l *loop) missing() (lacks map[string][]string, direct map[netip.Prefix]bool, err error) {
+	lacks, direct = map[string][]string{}, map[netip.Prefix]bool{}
+	for _, o := range l.overlays {
+		have, err := o.device.State()
+		if err != nil {
+			return nil, nil, err
+		}
+		want := o.want
+		if l.cfg.Resolve == OnMiss {
+			want = want.OnMiss(have)
+		}
+		for dst, r := range want.Routes {
+			direct[dst] = r.Direct
+		}
+		for _, op := range vxlan.Diff(want, have) {
+			if !op.Del { // what is there too much is no peer's
+				lacks[owner(op.Entry)] = append(lacks[owner(op.Entry)], op.Entry.String())
+			}
+		}
+	}
+	if !l.tunnels() { // a peer on another link has no route at all
+		for _, lease := range l.leases {
+			for _, s := range lease.Subnets {
+				if !direct[s] {
+					lacks[s.String()] = append(lacks[s.String()], "a link that both nodes are on, as host-gw needs it")
+				}
+			}
+		}
+	}
+	return lacks, direct, nil
 }
 
 // owner is what an entry and a lease have in common.

@@ -14,7 +14,7 @@ func manyState(n int) State {
 	for i := range peers {
 		hi, lo := byte(i>>8), byte(i)
 		gw := netip.AddrFrom4([4]byte{10, 128 + hi, lo, 0})
-		peers[i] = Peer{netip.PrefixFrom(gw, 24), gw, MAC{0x0e, 1, 0, 0, hi, lo}, netip.AddrFrom4([4]byte{172, 16, hi, lo})}
+		peers[i] = Peer{Subnet: netip.PrefixFrom(gw, 24), Gateway: gw, MAC: MAC{0x0e, 1, 0, 0, hi, lo}, Underlay: netip.AddrFrom4([4]byte{172, 16, hi, lo})}
 	}
 	return Desired(peers)
 }

@@ -69,6 +69,9 @@ func (d *Device) SetConfig(cfg Config) error {
 // is equal, and replaces one whose tunnel differs, for the kernel cannot change
 // that. It returns what it changed, in words; nothing if all was right.
 func (d *Device) Ensure() ([]string, error) {
+	if d.cfg.Name == "" {
+		return nil, nil
+	}
 	var did []string
 	have, found, err := d.read()
 	if err != nil {
@@ -88,6 +91,13 @@ func (d *Device) Ensure() ([]string, error) {
 	if found && have.kind != "vxlan" {
 		return nil, fmt.Errorf("link %s is a %s, not a vxlan device: remove it or choose another name", d.cfg.Name, have.kind)
 	}
+	if found && have.sameButLocal(d.cfg) {
+		// In place: the tables stay, and so does the traffic.
+		if err := d.send(localRequest(have.Index, d.cfg.Local)); err == nil {
+			did = append(did, fmt.Sprintf("set local %s (was %s)", d.cfg.Local, have.local))
+			have.local = d.cfg.Local
+		}
+	}
 	if found && !have.sameTunnel(d.cfg) {
 		did = append(did, fmt.Sprintf("removed %s (%s, want %s)", d.cfg.Name, have.tunnel(), wantTunnel(d.cfg)))
 		if err := d.send(deleteLink(have.Index)); err != nil {
@@ -105,6 +115,13 @@ func (d *Device) Ensure() ([]string, error) {
 		}
 	}
 	d.link = have.Link
+	mended, err := d.mendChecksums(kernelRelease())
+	if err != nil {
+		return did, err
+	}
+	if mended != "" {
+		did = append(did, mended)
+	}
 	more, err := d.adjust(have)
 	did = append(did, more...)
 	if err != nil || have.inet6 || len(more) == 0 {
@@ -219,7 +236,10 @@ func (d *Device) rival() (rival linkInfo, found bool) {
 func (d *Device) State() (State, error) {
 	s := Empty()
 	clear(d.obscured)
-	err := errors.Join(d.readFDB(s.FDB), d.readNeighs(s), d.readRoutes(s.Routes))
+	err := d.readRoutes(s.Routes)
+	if d.cfg.Name != "" {
+		err = errors.Join(d.readFDB(s.FDB), d.readNeighs(s), err)
+	}
 	return s, err
 }
 
@@ -351,12 +371,14 @@ func (d *Device) readRoutes(routes map[netip.Prefix]Route) error {
 			}
 			_, seen := read[r.dst]
 			switch {
-			case r.protocol == Protocol && r.index == d.link.Index:
+			case r.protocol == Protocol && r.index == d.link.Index && r.index != 0:
 				via := r.via
 				if r.flags&unix.RTNH_F_ONLINK == 0 {
 					via = netip.Addr{} // without onlink it may not resolve: set anew
 				}
-				read[r.dst] = found{Route{via}, true, !seen}
+				read[r.dst] = found{Route{Via: via}, true, !seen}
+			case d.isDirect(r):
+				read[r.dst] = found{Route{Via: r.via, Direct: true}, true, !seen}
 			case !seen && r.metric == 0:
 				read[r.dst] = found{}
 			}
@@ -377,6 +399,13 @@ func (d *Device) readRoutes(routes map[netip.Prefix]Route) error {
 		}
 	}
 	return nil
+}
+
+// isDirect reports whether r is a plain route of this device's peers. Those through a
+// tunnel are onlink, and so are those of another Device on this node.
+func (d *Device) isDirect(r route) bool {
+	return r.protocol == Protocol && r.flags&unix.RTNH_F_ONLINK == 0 && r.via.IsValid() &&
+		(d.cfg.Alone || r.via.Is4() == d.cfg.Local.Is4())
 }
 
 // addressRequests returns what makes the device hold the wanted addresses.

@@ -16,7 +16,7 @@ import (
 // The same transitions as on the fake, on the kernel's own tables and as its
 // own tools show them.
 func TestDeviceFollowsRandomTransitions(t *testing.T) {
-	ns := netlab.TestNamespace(t)
+	ns := withUnderlay(t)
 	d := openIn(t, ns, testConfig())
 	ensure(t, d)
 	transitions(t, d, 500, func() string { return seen(t, ns) })
@@ -109,7 +109,7 @@ func TestEnsureAdoptsOrReplaces(t *testing.T) {
 		"other MAC":       {swap("00:01", "00:99"), true, ""},
 		"other VNI":       {swap("id 1", "id 2"), false, "VNI 2 port 8472"},
 		"other port":      {swap("8472", "4789"), false, "VNI 1 port 4789"},
-		"other local":     {swap("192.0.2.1", "192.0.2.9"), false, "local 192.0.2.9"},
+		"other local":     {swap("192.0.2.1", "192.0.2.9"), true, "set local 192.0.2.1 (was 192.0.2.9)"},
 		"no local":        {swap("local 192.0.2.1", ""), false, "local any"},
 		"IPv6 local":      {swap("192.0.2.1", "2001:db8::1"), false, "local 2001:db8::1"},
 		"learning":        {swap("nolearning", "learning"), false, ", learning"},
@@ -261,12 +261,27 @@ func TestSetConfig(t *testing.T) {
 		t.Errorf("did %q", did)
 	}
 	wantRight(t, ns, d)
+	// The node's address on the underlay changes: device and tables stay.
+	want := Desired(peersOf(1, 3, 0, 0))
+	reconcile(t, d, want)
 	c.Local = addr("192.0.2.2")
 	if err := d.SetConfig(c); err != nil {
 		t.Fatal(err)
 	}
-	if ensure(t, d); d.Link().Index == index {
-		t.Error("the kernel cannot change the local address, and the device is the same")
+	if did := ensure(t, d); !slices.Equal(did, []string{"set local 192.0.2.2 (was 192.0.2.1)"}) || d.Link().Index != index {
+		t.Errorf("did %q to link %d, want it in place on %d", did, d.Link().Index, index)
+	}
+	wantRight(t, ns, d)
+	if ops := reconcile(t, d, want); len(ops) != 0 {
+		t.Errorf("entries went with the address: %v", ops)
+	}
+	// Another family is another tunnel.
+	c.Local, c.MTU = addr("2001:db8::2"), 1430
+	if err := d.SetConfig(c); err != nil {
+		t.Fatal(err)
+	}
+	if did := ensure(t, d); len(did) == 0 || !strings.HasPrefix(did[0], "removed overlay.1 (") || d.Link().Index == index {
+		t.Errorf("did %q, want the device made anew", did)
 	}
 	wantRight(t, ns, d)
 }
@@ -283,7 +298,7 @@ func TestApplyAttemptsAll(t *testing.T) {
 	d := openIn(t, ns, testConfig())
 	ensure(t, d)
 	good := peersOf(1, 3, 0, 0)
-	bad := Peer{prefix("10.244.9.0/24"), addr("127.0.0.9"), MAC{3}, addr("2001:db8::9")} // group MAC, other family, local gateway
+	bad := Peer{Subnet: prefix("10.244.9.0/24"), Gateway: addr("127.0.0.9"), MAC: MAC{3}, Underlay: addr("2001:db8::9")} // group MAC, other family, local gateway
 	_, err := Reconcile(d, Exactly(Desired(append(slices.Clone(good), bad))))
 	if err == nil {
 		t.Fatal("no error")

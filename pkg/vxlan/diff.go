@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Diff returns the changes that turn have into want. Routes go in last and
@@ -53,15 +54,40 @@ type Kernel interface {
 // returns the changes that it attempted. It attempts all of them and joins the
 // errors, so one bad peer costs only itself.
 func Reconcile(k Kernel, want func(have State) State) ([]Op, error) {
-	have, err := k.State()
-	if err != nil {
-		return nil, fmt.Errorf("read vxlan state: %w", err)
+	return ReconcileAll([]Kernel{k}, []func(State) State{want})
+}
+
+// ReconcileAll is Reconcile for several devices between which routes may move: all
+// routes that are to go from any of them go first, for the kernel refuses an
+// IPv6 route whose gateway another device still leads to.
+func ReconcileAll(kernels []Kernel, wants []func(have State) State) (all []Op, err error) {
+	var errs []error
+	rest := make([][]Op, len(kernels))
+	for i, k := range kernels {
+		have, err := k.State()
+		if err != nil {
+			errs = append(errs, fmt.Errorf("read vxlan state: %w", err))
+			continue
+		}
+		ops := Diff(wants[i](have), have)
+		all = append(all, ops...)
+		out := slices.IndexFunc(ops, func(o Op) bool { return !isRouteOut(o) })
+		if rest[i] = ops; out > 0 && len(kernels) > 1 {
+			errs = append(errs, k.Apply(ops[:out]))
+			rest[i] = ops[out:]
+		}
 	}
-	ops := Diff(want(have), have)
-	if len(ops) == 0 {
-		return nil, nil
+	for i, k := range kernels {
+		if len(rest[i]) > 0 {
+			errs = append(errs, k.Apply(rest[i]))
+		}
 	}
-	return ops, k.Apply(ops)
+	return all, errors.Join(errs...)
+}
+
+func isRouteOut(o Op) bool {
+	_, route := o.Entry.(Subnet)
+	return o.Del && route
 }
 
 // Exactly makes Reconcile produce s, whatever the kernel holds.

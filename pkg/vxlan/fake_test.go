@@ -84,18 +84,19 @@ func sorted(lines []string) string {
 	return strings.Join(lines, "\n")
 }
 
-// peersOf returns what node i announces: no subnet, an IPv4 one, an IPv6 one
-// or both, from one of two underlay addresses and with one of two MACs.
+// peersOf returns what node i announces: no subnet, an IPv4 one (1), an IPv6 one
+// (2) or both, from one of two underlay addresses and with one of two MACs. The
+// IPv4 one may be on the same link (4).
 func peersOf(i, families, underlay, mac int) (peers []Peer) {
 	m := MAC{0x0e, 0, 0, 0, byte(mac), byte(i)}
 	u := netip.AddrFrom4([4]byte{192, 0, 2, byte(100*underlay + i)})
 	if families&1 != 0 {
 		gw := netip.AddrFrom4([4]byte{10, 244, byte(i), 0})
-		peers = append(peers, Peer{netip.PrefixFrom(gw, 24), gw, m, u})
+		peers = append(peers, Peer{netip.PrefixFrom(gw, 24), gw, m, u, families&4 != 0})
 	}
 	if families&2 != 0 {
 		gw := addr(fmt.Sprintf("fd00:0:0:%x::", i))
-		peers = append(peers, Peer{netip.PrefixFrom(gw, 64), gw, m, u})
+		peers = append(peers, Peer{netip.PrefixFrom(gw, 64), gw, m, u, false})
 	}
 	return peers
 }
@@ -103,7 +104,7 @@ func peersOf(i, families, underlay, mac int) (peers []Peer) {
 // randomPeers returns what seven nodes might announce.
 func randomPeers(r *rand.Rand) (peers []Peer) {
 	for i := 1; i <= 7; i++ {
-		peers = append(peers, peersOf(i, r.IntN(4), r.IntN(2), r.IntN(2))...)
+		peers = append(peers, peersOf(i, r.IntN(8), r.IntN(2), r.IntN(2))...)
 	}
 	return peers
 }

@@ -70,6 +70,16 @@ func (l linkInfo) sameTunnel(c Config) bool {
 		!l.learning && l.l2miss && !l.extra
 }
 
+// sameButLocal reports whether nothing but the local address differs, and that
+// not in its family: the kernel can change it.
+func (l linkInfo) sameButLocal(c Config) bool {
+	if l.local == c.Local || !l.local.IsValid() || l.local.Is4() != c.Local.Is4() {
+		return false
+	}
+	l.local = c.Local
+	return l.sameTunnel(c)
+}
+
 // fits reports whether l, up to its tunnel and its addresses, is what c says.
 func (l linkInfo) fits(c Config) bool {
 	return l.Up && !l.noARP && l.MAC == c.MAC && (c.MTU == 0 || l.MTU == c.MTU) && l.alias == alias && l.forwarding && (l.quiet || !l.inet6)
@@ -232,17 +242,28 @@ func createRequest(c Config) *nl.NetlinkRequest {
 	data := info.AddRtAttr(unix.IFLA_INFO_DATA, nil)
 	data.AddRtAttr(nl.IFLA_VXLAN_ID, nl.Uint32Attr(c.VNI))
 	data.AddRtAttr(nl.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, c.Port))
-	local := nl.IFLA_VXLAN_LOCAL
-	if c.Local.Is6() {
-		local = nl.IFLA_VXLAN_LOCAL6
-	}
-	data.AddRtAttr(local, c.Local.AsSlice())
+	data.AddRtAttr(localAttr(c.Local), c.Local.AsSlice())
 	data.AddRtAttr(nl.IFLA_VXLAN_LEARNING, nl.Uint8Attr(0))
 	data.AddRtAttr(nl.IFLA_VXLAN_L2MISS, nl.Uint8Attr(1))
 	// The device is bound to no link: the routing table picks the underlay
 	// interface, so a renamed or multipath underlay does not matter.
 	req.AddData(info)
 	return req
+}
+
+func localAttr(a netip.Addr) int {
+	if a.Is6() {
+		return nl.IFLA_VXLAN_LOCAL6
+	}
+	return nl.IFLA_VXLAN_LOCAL
+}
+
+// localRequest gives a living device another local address.
+func localRequest(index int, local netip.Addr) *nl.NetlinkRequest {
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(unix.IFLA_INFO_KIND, nl.NonZeroTerminated("vxlan"))
+	info.AddRtAttr(unix.IFLA_INFO_DATA, nil).AddRtAttr(localAttr(local), local.AsSlice())
+	return setLink(index, 0, info)
 }
 
 func setLink(index int, flags uint32, attrs ...*nl.RtAttr) *nl.NetlinkRequest {

@@ -78,10 +78,14 @@ func routeRequest(del bool, e Subnet, index int) *nl.NetlinkRequest {
 	}}
 	req.AddData(msg)
 	req.AddData(nl.NewRtAttr(unix.RTA_DST, e.Dst.Addr().AsSlice()))
-	req.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
+	if !e.Route.Direct { // of a direct route the kernel finds the link
+		req.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
+	}
 	if !del {
-		msg.Flags = unix.RTNH_F_ONLINK
 		req.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, e.Route.Via.AsSlice()))
+	}
+	if !del && !e.Route.Direct {
+		msg.Flags = unix.RTNH_F_ONLINK
 	}
 	return req
 }
@@ -128,20 +132,20 @@ func parseNeighbour(body []byte) (neighbour, bool) {
 }
 
 // ParseMiss reads the body of an RTM_GETNEIGH that the kernel multicasts when
-// it lacks an entry, and returns the index of the device that it is about. It
-// reports false for anything that names neither an address nor a unicast MAC:
-// with l2miss every multicast frame of the device is announced, too.
-func ParseMiss(body []byte) (m Miss, index int, ok bool) {
+// it lacks an entry. It reports false for anything that names neither an address
+// nor a unicast MAC: with l2miss every multicast frame of the device is
+// announced, too.
+func ParseMiss(body []byte) (m Miss, ok bool) {
 	n, ok := parseNeighbour(body)
 	switch {
 	case !ok:
-		return Miss{}, 0, false
+		return Miss{}, false
 	case n.ip.IsValid() && !n.ip.IsMulticast() && !n.ip.IsUnspecified():
-		return Miss{IP: n.ip.Unmap()}, n.index, true
+		return Miss{Device: n.index, IP: n.ip.Unmap()}, true
 	case !n.ip.IsValid() && len(n.mac) == len(MAC{}) && n.mac[0]&1 == 0:
-		return Miss{MAC: MAC(n.mac)}, n.index, true
+		return Miss{Device: n.index, MAC: MAC(n.mac)}, true
 	}
-	return Miss{}, 0, false
+	return Miss{}, false
 }
 
 // A route is one entry of the main table, as the kernel tells it.
@@ -154,6 +158,7 @@ type route struct {
 	flags    uint32
 	table    uint32
 	tos      uint8
+	kind     uint8 // RTN_UNICAST and the like
 }
 
 // parseRoute reads an rtmsg and its attributes.
@@ -162,7 +167,7 @@ func parseRoute(body []byte) (route, bool) {
 		return route{}, false
 	}
 	r := route{
-		tos: body[3], table: uint32(body[4]), protocol: body[5],
+		tos: body[3], table: uint32(body[4]), protocol: body[5], kind: body[7],
 		flags: binary.NativeEndian.Uint32(body[8:]),
 	}
 	dst := netip.IPv4Unspecified()

@@ -26,21 +26,30 @@ type Monitor struct {
 	ready   chan struct{}
 	links   map[int]string // what was last told of each link in scope; Run's own
 
-	mu     sync.Mutex
-	scope  Scope
-	events Events
+	mu       sync.Mutex
+	scopes   []Scope
+	underlay Lookout
+	events   Events
 }
 
-// Scope says what a Monitor should look at.
+// A Lookout says which news of the underlay matter. The zero value: none.
+type Lookout struct {
+	Interface string // the underlay's
+	Index     int
+	Routes    bool // any change of how others are reached; else only default routes matter
+}
+
+// Scope says what a Monitor should look at, for one device.
 type Scope struct {
 	Index    int            // of the device; changes when it is made anew; 0: it is not made yet
 	Bridge   int            // index of the bridge that pods hang on
-	Names    []string       // links whose changes matter: the device, the bridge, the underlay
+	Names    []string       // links whose changes matter: the device, the bridge
 	Ports    []uint32       // netlink port ids of our own sockets, whose changes are no news
 	Networks []netip.Prefix // routes inside them are ours to keep
 
-	// Gateways are the bridge's addresses. That one is set is no news: it is
-	// done by whoever makes the bridge right, with a socket of its own.
+	// Gateways are addresses of ours inside the networks that are on other links:
+	// the bridge's, another device's. That one is set is no news: it is done by
+	// whoever makes that link right, with a socket of its own.
 	Gateways []netip.Prefix
 
 	// Device and Want are what the device and its tables should be. The kernel
@@ -56,6 +65,7 @@ type Events struct {
 	Misses   map[Miss]time.Time // when each was first read
 	Received uint64             // misses before coalescing
 	Changes  []Change           // by others, oldest first, at most 64
+	Underlay bool               // something has changed that the underlay's choice, address or MTU may follow
 	More     int                // changes beyond those
 	Overruns int                // notifications were lost: everything may have changed, and again later
 }
@@ -72,20 +82,28 @@ type Change struct {
 
 // Watch starts to listen in the calling thread's network namespace. What
 // happens from now on is not missed, even before Run.
-func Watch(scope Scope) (*Monitor, error) {
+func Watch(scopes ...Scope) (*Monitor, error) {
 	w, err := rtnl.Watch(unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
 		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_NETCONF)
 	if err != nil {
 		return nil, err
 	}
-	return &Monitor{watcher: w, scope: scope, ready: make(chan struct{}, 1), links: map[int]string{}}, nil
+	return &Monitor{watcher: w, scopes: scopes, ready: make(chan struct{}, 1), links: map[int]string{}}, nil
 }
 
-// SetScope replaces what is looked at.
-func (m *Monitor) SetScope(s Scope) {
+// SetScope replaces what is looked at: one Scope a device. What concerns all of them,
+// such as the bridge and the networks, is in the first.
+func (m *Monitor) SetScope(scopes ...Scope) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.scope = s
+	m.scopes = scopes
+}
+
+// SetLookout replaces which news of the underlay matter.
+func (m *Monitor) SetLookout(l Lookout) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.underlay = l
 }
 
 // Ready receives when there is something to take.
@@ -130,25 +148,52 @@ func (m *Monitor) add(fn func(*Events)) {
 // note sorts one notification.
 func (m *Monitor) note(n rtnl.Notification) {
 	m.mu.Lock()
-	scope := m.scope
+	scopes, underlay := m.scopes, m.underlay
 	m.mu.Unlock()
 	if n.Kind == unix.RTM_GETNEIGH {
-		miss, index, ok := ParseMiss(n.Body)
-		if ok && index == scope.Index {
+		miss, ok := ParseMiss(n.Body)
+		if ok && slices.ContainsFunc(scopes, func(s Scope) bool { return s.Index == miss.Device }) {
 			m.add(func(e *Events) { e.miss(miss) })
 		}
 		return
 	}
-	if slices.Contains(scope.Ports, n.Port) {
+	if slices.ContainsFunc(scopes, func(s Scope) bool { return slices.Contains(s.Ports, n.Port) }) {
 		return
 	}
-	text := scope.describe(n)
+	if underlay.sees(n) {
+		m.add(func(e *Events) { e.Underlay = true })
+	}
+	text := ""
+	for _, s := range scopes {
+		if text == "" {
+			text = s.describe(n)
+		}
+	}
 	if text != "" && (n.Kind == unix.RTM_NEWLINK || n.Kind == unix.RTM_DELLINK) {
 		text = m.linkNews(n, text)
 	}
 	if text != "" {
 		m.add(func(e *Events) { e.change(Change{time.Now(), n.Port, text}) })
 	}
+}
+
+// sees reports whether a notification is news of the underlay.
+func (o Lookout) sees(n rtnl.Notification) bool {
+	if o.Interface == "" {
+		return false
+	}
+	switch n.Kind {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		l, ok := parseLink(n.Body)
+		return ok && n.Body[0] != unix.AF_BRIDGE && (l.Index == o.Index || l.name == o.Interface)
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		a, ok := parseAddress(n.Body)
+		return ok && a.index == o.Index
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		r, ok := parseRoute(n.Body)
+		return ok && r.table == unix.RT_TABLE_MAIN && r.protocol != Protocol && (o.Routes || r.dst.Bits() == 0)
+	}
+	return false
 }
 
 // linkNews returns text, what n says of a link, and "" if it was said before:
@@ -184,166 +229,4 @@ func (e *Events) change(c Change) {
 		return
 	}
 	e.Changes = append(e.Changes, c)
-}
-
-// describe puts a notification into words if it is about something of ours,
-// and returns "" if not.
-func (s Scope) describe(n rtnl.Notification) string {
-	switch n.Kind {
-	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		return s.describeNeighbour(n)
-	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		return s.describeRoute(n)
-	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		return s.describeLink(n)
-	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		return s.describeAddress(n)
-	case unix.RTM_NEWNETCONF:
-		return s.describeSettings(n)
-	}
-	return ""
-}
-
-// Attributes of a netconfmsg (linux/netconf.h).
-const (
-	sizeofNetconfMsg  = 4 // the family, padded
-	netconfIfindex    = 1
-	netconfForwarding = 2
-)
-
-// describeSettings tells when forwarding is switched off where our packets come
-// in. Of a link that has just been made the kernel tells all settings at once:
-// what they are is no news, for whoever makes the link sets them next.
-func (s Scope) describeSettings(n rtnl.Notification) string {
-	if len(n.Body) < sizeofNetconfMsg {
-		return ""
-	}
-	index, off, others := 0, false, false
-	rtnl.EachAttr(n.Body[sizeofNetconfMsg:], func(kind uint16, v []byte) {
-		switch kind {
-		case netconfIfindex:
-			index = int(int32(u32(v)))
-		case netconfForwarding:
-			off = u32(v) == 0
-		default:
-			others = true
-		}
-	})
-	if !off || others || index <= 0 || index != s.Index && index != s.Bridge {
-		return ""
-	}
-	return fmt.Sprintf("set forwarding off on link %d", index)
-}
-
-func (s Scope) describeAddress(n rtnl.Notification) string {
-	// The bridge's gateway address lies inside the networks, too.
-	a, ok := parseAddress(n.Body)
-	if !ok || a.index != s.Index && !s.inside(a.prefix) {
-		return ""
-	}
-	if n.Kind == unix.RTM_NEWADDR && slices.Contains(s.Gateways, a.prefix) {
-		return ""
-	}
-	wanted := slices.Contains(s.Device.Addrs, a.prefix)
-	ours := a.index == s.Index || s.Index == 0
-	if n.Port == 0 && ours && s.Device.Name != "" && wanted == (n.Kind == unix.RTM_NEWADDR) {
-		return ""
-	}
-	return verb(n, unix.RTM_DELADDR) + "address " + a.prefix.String()
-}
-
-func (s Scope) inside(p netip.Prefix) bool {
-	return slices.ContainsFunc(s.Networks, func(n netip.Prefix) bool {
-		return p.Bits() >= n.Bits() && n.Contains(p.Addr())
-	})
-}
-
-func verb(n rtnl.Notification, del uint16) string {
-	if n.Kind == del {
-		return "deleted "
-	}
-	return "set "
-}
-
-func (s Scope) describeNeighbour(n rtnl.Notification) string {
-	nb, ok := parseNeighbour(n.Body)
-	if !ok || nb.index != s.Index {
-		return ""
-	}
-	if nb.family == unix.AF_BRIDGE {
-		return s.describeFDB(n, nb)
-	}
-	// The kernel's own bookkeeping: questions in flight (those are misses),
-	// answers that age, multicast groups.
-	if n.Port == 0 && nb.state&permanent == 0 {
-		return ""
-	}
-	// The kernel deletes in two steps. The first one, to FAILED, names who
-	// asked for it; the second does not.
-	if n.Kind == unix.RTM_DELNEIGH || nb.state&unix.NUD_FAILED != 0 {
-		return fmt.Sprintf("deleted neigh %s", nb.ip)
-	}
-	kept := ""
-	if nb.state&permanent == 0 {
-		kept = ", not permanent"
-	}
-	return fmt.Sprintf("set neigh %s lladdr %s%s", nb.ip, nb.macText(), kept)
-}
-
-func (s Scope) describeFDB(n rtnl.Notification, nb neighbour) string {
-	if nb.flags&unix.NTF_SELF == 0 || len(nb.mac) != len(MAC{}) {
-		return "" // a bridge's entry for the device as its port
-	}
-	dst, wanted := s.Want.FDB[MAC(nb.mac)]
-	if n.Kind == unix.RTM_DELNEIGH {
-		if s.Want.FDB != nil && (!wanted || dst != nb.ip || nb.other) {
-			return ""
-		}
-		return fmt.Sprintf("deleted fdb %s", nb.macText())
-	}
-	if wanted && dst == nb.ip && !nb.other && nb.state&permanent != 0 {
-		return ""
-	}
-	kept := ""
-	switch {
-	case nb.state&permanent == 0:
-		kept = ", not permanent"
-	case nb.other:
-		kept = ", with a port, VNI or device of its own"
-	}
-	return fmt.Sprintf("set fdb %s dst %s%s", nb.macText(), nb.ip, kept)
-}
-
-func (s Scope) describeRoute(n rtnl.Notification) string {
-	r, ok := parseRoute(n.Body)
-	if !ok || r.table != unix.RT_TABLE_MAIN {
-		return ""
-	}
-	// The kernel's own routes to the node's subnet come and go with the bridge.
-	if !s.inside(r.dst) && r.protocol != Protocol || r.protocol == unix.RTPROT_KERNEL {
-		return ""
-	}
-	return fmt.Sprintf("%sroute %s via %s dev %d proto %d", verb(n, unix.RTM_DELROUTE), r.dst, r.via, r.index, r.protocol)
-}
-
-func (s Scope) describeLink(n rtnl.Notification) string {
-	l, ok := parseLink(n.Body)
-	// What AF_BRIDGE tells of a link are its settings as a bridge's port; the
-	// end of them is the port's leaving.
-	if ok && n.Body[0] == unix.AF_BRIDGE && n.Kind == unix.RTM_DELLINK && l.master == s.Bridge && s.Bridge != 0 {
-		return "deleted port " + l.name + " of the bridge"
-	}
-	if !ok || n.Body[0] == unix.AF_BRIDGE || l.Index != s.Index && !slices.Contains(s.Names, l.name) {
-		return ""
-	}
-	// A device that has just been made is not up yet. Either we made it, or the
-	// end of the one before it was news.
-	if n.Kind == unix.RTM_NEWLINK && l.name == s.Device.Name && (l.fresh || l.fits(s.Device)) {
-		return ""
-	}
-	state := "down"
-	if l.Up {
-		state = "up"
-	}
-	return fmt.Sprintf("%slink %s %s mtu %d address %s", verb(n, unix.RTM_DELLINK), l.name, state, l.MTU, l.MAC)
 }

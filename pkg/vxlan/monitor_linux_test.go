@@ -49,7 +49,7 @@ func TestMisses(t *testing.T) {
 			m := listen(t, ns, testScope(d, want))
 			read(t, m)
 			sendTo(t, ns, pods[i])
-			only(t, m, Miss{IP: gw})
+			only(t, m, Miss{Device: d.Link().Index, IP: gw})
 
 			// The neighbour alone: the parked packet goes on, and misses its
 			// FDB entry.
@@ -57,7 +57,7 @@ func TestMisses(t *testing.T) {
 			if err := d.Apply([]Op{{Entry: Neigh{gw, mac}}}); err != nil {
 				t.Fatal(err)
 			}
-			only(t, m, Miss{MAC: mac})
+			only(t, m, Miss{Device: d.Link().Index, MAC: mac})
 
 			if err := d.Apply(want.Resolve(Miss{MAC: mac})); err != nil {
 				t.Fatal(err)
@@ -106,7 +106,7 @@ func TestOnlyUnicastOfOurDeviceIsAMiss(t *testing.T) {
 	run(t, ns, "bridge fdb del 0e:00:00:00:00:01 dev overlay.1")
 	sendTo(t, ns, addr("10.244.1.7"))
 	e := collect(t, m, func(e Events) bool { return len(e.Misses) > 0 })
-	if _, ok := e.Misses[Miss{MAC: MAC{0x0e, 0, 0, 0, 0, 1}}]; !ok || len(e.Misses) != 1 {
+	if _, ok := e.Misses[Miss{Device: d.Link().Index, MAC: MAC{0x0e, 0, 0, 0, 0, 1}}]; !ok || len(e.Misses) != 1 {
 		t.Errorf("misses %v", e.Misses)
 	}
 }
@@ -158,8 +158,8 @@ func TestMonitorEndsWithItsContext(t *testing.T) {
 }
 
 // quiet is a Monitor without a socket.
-func quiet(s Scope) *Monitor {
-	return &Monitor{ready: make(chan struct{}, 1), links: map[int]string{}, scope: s}
+func quiet(s ...Scope) *Monitor {
+	return &Monitor{ready: make(chan struct{}, 1), links: map[int]string{}, scopes: s}
 }
 
 func TestMissesAreCoalesced(t *testing.T) {
@@ -169,7 +169,7 @@ func TestMissesAreCoalesced(t *testing.T) {
 		m.note(rtnl.Notification{Kind: unix.RTM_GETNEIGH, Body: l3})
 		m.note(rtnl.Notification{Kind: unix.RTM_GETNEIGH, Body: l2})
 	}
-	first := m.events.Misses[Miss{IP: addr("10.244.1.0")}]
+	first := m.events.Misses[Miss{Device: 2, IP: addr("10.244.1.0")}]
 	<-m.Ready()
 	select {
 	case <-m.Ready():
@@ -180,7 +180,7 @@ func TestMissesAreCoalesced(t *testing.T) {
 	if len(e.Misses) != 2 || e.Received != 1000 || e.Dirty() {
 		t.Errorf("took %+v", e)
 	}
-	if e.Misses[Miss{IP: addr("10.244.1.0")}] != first {
+	if e.Misses[Miss{Device: 2, IP: addr("10.244.1.0")}] != first {
 		t.Error("the time is not that of the first question")
 	}
 	if e := m.Take(); e.Received != 0 || e.Misses != nil || e.Dirty() {

@@ -101,6 +101,8 @@ func entryText(line string) string {
 		return fmt.Sprintf("neigh %s lladdr %s", f[0], f[2])
 	case len(f) >= 6 && f[1] == "via" && f[3] == "dev" && f[4] == testDevice && strings.Contains(line, "onlink"):
 		return fmt.Sprintf("route %s via %s onlink", f[0], f[2])
+	case len(f) >= 5 && f[1] == "via" && f[3] == "dev" && f[4] == "under" && !strings.Contains(line, "onlink"):
+		return fmt.Sprintf("route %s via %s", f[0], f[2])
 	}
 	return line
 }

@@ -17,8 +17,9 @@ func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
 type Peer struct {
 	Subnet   netip.Prefix // pod subnet behind the peer
 	Gateway  netip.Addr   // the peer's address inside the overlay, of the subnet's family
-	MAC      MAC          // the peer's VTEP
+	MAC      MAC          // the peer's VTEP; zero: it has no tunnel
 	Underlay netip.Addr   // where encapsulated packets are sent
+	Direct   bool         // on the same link, so a plain route to Underlay will do
 }
 
 // State is what the kernel holds for one VXLAN device.
@@ -35,7 +36,8 @@ type State struct {
 
 // A Route is how a pod subnet is reached.
 type Route struct {
-	Via netip.Addr // gateway, onlink
+	Via    netip.Addr // next hop
+	Direct bool       // Via is the peer's underlay address and there is no tunnel; else it is the gateway, onlink
 }
 
 // Empty returns a State without entries.
@@ -46,13 +48,23 @@ func Empty() State {
 	}
 }
 
-// Desired returns the state that reaches every peer.
+// Desired returns the state that reaches every peer. One that is reached directly
+// has its tunnel's entries all the same: its route may become one through the
+// tunnel at any moment. A peer with neither is not reached.
 func Desired(peers []Peer) State {
 	s := Empty()
 	for _, p := range peers {
-		s.FDB[p.MAC] = p.Underlay
-		s.Neighs[p.Gateway] = p.MAC
-		s.Routes[p.Subnet] = Route{Via: p.Gateway}
+		tunnel := p.MAC != MAC{}
+		if tunnel {
+			s.FDB[p.MAC] = p.Underlay
+			s.Neighs[p.Gateway] = p.MAC
+		}
+		switch {
+		case p.Direct:
+			s.Routes[p.Subnet] = Route{Via: p.Underlay, Direct: true}
+		case tunnel:
+			s.Routes[p.Subnet] = Route{Via: p.Gateway}
+		}
 	}
 	return s
 }
@@ -110,8 +122,9 @@ func (s State) Resolve(m Miss) []Op {
 // A Miss is the kernel's question for an entry that it lacks: with IP a
 // neighbour (L3MISS), without one the FDB entry of MAC (L2MISS).
 type Miss struct {
-	IP  netip.Addr
-	MAC MAC
+	Device int // index of the device whose table it is
+	IP     netip.Addr
+	MAC    MAC
 }
 
 func (m Miss) String() string {
@@ -153,6 +166,11 @@ type (
 	}
 )
 
-func (e FDB) String() string    { return fmt.Sprintf("fdb %s dst %s", e.MAC, e.Dst) }
-func (e Neigh) String() string  { return fmt.Sprintf("neigh %s lladdr %s", e.IP, e.MAC) }
-func (e Subnet) String() string { return fmt.Sprintf("route %s via %s onlink", e.Dst, e.Route.Via) }
+func (e FDB) String() string   { return fmt.Sprintf("fdb %s dst %s", e.MAC, e.Dst) }
+func (e Neigh) String() string { return fmt.Sprintf("neigh %s lladdr %s", e.IP, e.MAC) }
+func (e Subnet) String() string {
+	if e.Route.Direct {
+		return fmt.Sprintf("route %s via %s", e.Dst, e.Route.Via)
+	}
+	return fmt.Sprintf("route %s via %s onlink", e.Dst, e.Route.Via)
+}

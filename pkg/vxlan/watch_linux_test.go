@@ -60,6 +60,7 @@ func collect(t *testing.T, m *Monitor, enough func(Events) bool) (all Events) {
 			all.Changes = append(all.Changes, e.Changes...)
 			all.Received += e.Received
 			all.More += e.More
+			all.Underlay = all.Underlay || e.Underlay
 			all.Overruns += e.Overruns
 			for miss, when := range e.Misses {
 				if all.Misses == nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -149,6 +150,7 @@ func (r *runner) take(t *testing.T, s subnet.Snapshot) {
 		t.Error("snapshots come concurrently")
 	}
 	defer r.busy.Store(false)
+	runtime.Gosched() // a second caller comes now, also where there is one processor
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if s.Revision < r.last.Revision {
