@@ -18,6 +18,9 @@ func statusText(l look, s api.Status) string {
 	} else {
 		t.add(bad, "ready", "no: "+orNone(strings.Join(s.NotReady, "; "), "overlayd does not say why"))
 	}
+	for _, w := range s.Warnings {
+		t.add(warn, "warning", w)
+	}
 	t.add(plain, "overlayd", fmt.Sprintf("%s, started %s", s.Version, l.ago(s.Started)))
 	addStore(t, l, s.Store)
 	t.add(toneIf(len(s.Lease.Subnets) == 0, bad), "lease", leaseLine(l, s.Lease))

@@ -38,6 +38,7 @@ type Status struct {
 	Started  time.Time `json:"started"`
 	Ready    bool      `json:"ready"`
 	NotReady []string  `json:"notReady,omitempty"` // what is missing, in words
+	Warnings []string  `json:"warnings,omitempty"` // what makes pods fail although the node is ready, in words
 	Store    Store     `json:"store"`
 	Resolve  string    `json:"resolve"` // eager or on-miss
 	Lease    Lease     `json:"lease"`
@@ -194,6 +195,6 @@ type Miss struct {
 // Event is a change that overlayd saw or made.
 type Event struct {
 	Time time.Time `json:"time"`
-	Kind string    `json:"kind"` // snapshot, reconcile, foreign, device, lease, sweep
+	Kind string    `json:"kind"` // reconcile, foreign, lease, underlay, setting, warning, sweep
 	Text string    `json:"text"`
 }

@@ -28,13 +28,15 @@ const (
 
 // Config is what a node's daemon is told at its start.
 type Config struct {
-	Node    string        // stable node id
-	RunDir  string        // node file, socket, lock, slot files
-	Device  string        // name of the VXLAN device
-	Bridge  string        // name of the bridge that pods hang on
-	Resolve Resolve       // eager or on-miss
-	Grace   time.Duration // how long a peer outlives its lease
-	Metrics string        // TCP address of the API besides the socket; empty: none
+	Node       string        // stable node id
+	RunDir     string        // node file, socket, lock, slot files
+	Device     string        // name of the VXLAN device
+	Bridge     string        // name of the bridge that pods hang on
+	Resolve    Resolve       // eager or on-miss
+	Grace      time.Duration // how long a peer outlives its lease
+	Metrics    string        // TCP address of the API besides the socket; empty: none
+	FixSysctls bool          // set kernel settings that are wrong, instead of only saying so
+
 	Version string
 	Store   string // kind of store, for the status
 

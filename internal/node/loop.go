@@ -67,6 +67,7 @@ type loop struct {
 	repairs     *rate.Limiter
 	wait        time.Duration // before the next retry
 	misses      api.MissCount
+	warnings    []string // what is wrong around us, in words
 	kernel      api.Kernel
 	synced      bool
 }
@@ -306,6 +307,9 @@ func (l *loop) reconcile(why string) {
 	l.tell(why, did, ops, err)
 	l.pace(err)
 	l.publish()
+	if why != "repair" { // which must be quick
+		l.warn()
+	}
 }
 
 // ensureBridge makes the bridge right, hangs stray pods' links back on it, and

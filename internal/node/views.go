@@ -63,7 +63,7 @@ func (l *loop) fill(s *api.Status) error {
 			})
 		}
 	}
-	s.Misses, s.Kernel = l.misses, l.kernel
+	s.Misses, s.Kernel, s.Warnings = l.misses, l.kernel, l.warnings
 	peers, err := l.peerViews()
 	s.Peers.Total = len(peers)
 	for _, p := range peers {

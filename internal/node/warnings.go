@@ -1,0 +1,30 @@
+package node
+
+import (
+	"fmt"
+	"slices"
+)
+
+// warn looks at what makes pods fail although every table is right, and tells what is
+// new of it.
+func (l *loop) warn() {
+	all := append(l.checkSettings(), l.otherMTUs()...)
+	for _, w := range all {
+		if !slices.Contains(l.warnings, w) {
+			l.log.Warn(w)
+			l.journal.event("warning", w)
+		}
+	}
+	l.warnings = all
+}
+
+// otherMTUs names the peers whose pods send packets of another size: what is too
+// large for the smaller end depends on path MTU discovery.
+func (l *loop) otherMTUs() (all []string) {
+	for _, p := range l.leases {
+		if p.MTU != 0 && p.MTU != l.mtu {
+			all = append(all, fmt.Sprintf("MTU of pods is %d here and %d on %s: large packets between them depend on path MTU discovery", l.mtu, p.MTU, nodeName(p)))
+		}
+	}
+	return all
+}
