@@ -1,0 +1,177 @@
+package firewall
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"unsafe"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/vxlan-cni/vxlan-cni/internal/rtnl"
+)
+
+// watchBytes is the receive buffer: another tool's transaction of ten thousand
+// rules fits in.
+const watchBytes = 8 << 20
+
+// A watcher hears of changes of nftables, and of runs of the legacy iptables,
+// which tells nobody but takes a lock file.
+type watcher struct {
+	sock    *netlink.Conn
+	inotify *os.File
+	lock    string // path of the lock file
+}
+
+// watch starts to listen. What happens from now on is not missed.
+func watch() (*watcher, error) {
+	sock, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return nil, fmt.Errorf("open nftables socket: %w", err)
+	}
+	w := &watcher{sock: sock, lock: "/run/xtables.lock"}
+	if path := os.Getenv("XTABLES_LOCKFILE"); path != "" {
+		w.lock = path
+	}
+	_ = sock.SetReadBuffer(watchBytes) // bounded by rmem_max without CAP_NET_ADMIN
+	if err := sock.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
+		return nil, errors.Join(fmt.Errorf("listen to nftables: %w", err), w.close())
+	}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("listen to %s: %w", w.lock, err), w.close())
+	}
+	w.inotify = os.NewFile(uintptr(fd), "inotify")
+	// The folder, for the file may be made anew. Without it there is no legacy
+	// iptables whose lock this is.
+	_, err = unix.InotifyAddWatch(fd, filepath.Dir(w.lock), unix.IN_CLOSE|unix.IN_ONLYDIR)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return nil, errors.Join(fmt.Errorf("listen to %s: %w", w.lock, err), w.close())
+	}
+	return w, nil
+}
+
+func (w *watcher) close() error {
+	err := w.sock.Close()
+	if w.inotify != nil {
+		err = errors.Join(err, w.inotify.Close())
+	}
+	return err
+}
+
+// Run reads notifications until ctx ends or the Firewall is closed.
+func (f *Firewall) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() {
+		_ = f.watch.close()
+	})
+	defer stop()
+	g := errgroup.Group{}
+	g.Go(func() error { return f.readNFT(ctx) })
+	g.Go(func() error { return f.readLock(ctx) })
+	return g.Wait()
+}
+
+// look compares, and says so if something is wrong.
+func (f *Firewall) look() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.asked {
+		return
+	}
+	// An error is Ensure's to return.
+	if _, err := f.steps(); err == nil && f.good {
+		return
+	}
+	select {
+	case f.ready <- struct{}{}:
+	default:
+	}
+}
+
+func (f *Firewall) readNFT(ctx context.Context) error {
+	touched := false // one of the tables that concern us, since the last generation
+	for {
+		messages, err := f.watch.sock.Receive()
+		switch {
+		case ctx.Err() != nil || errors.Is(err, os.ErrClosed):
+			return nil
+		case errors.Is(err, unix.ENOBUFS):
+			touched = false
+			f.look()
+			continue
+		case err != nil:
+			return fmt.Errorf("read nftables notifications: %w", err)
+		}
+		for _, m := range messages {
+			if m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
+				touched = touched || concerns(m.Data)
+				continue
+			}
+			if touched {
+				f.look()
+			}
+			touched = false
+		}
+	}
+}
+
+// concerns reports whether a notification is about our table or one of
+// iptables' that matter. The name of the table is attribute 1 of all of them.
+func concerns(data []byte) (yes bool) {
+	if len(data) < sizeofGenmsg {
+		return false
+	}
+	rtnl.EachAttr(data[sizeofGenmsg:], func(kind uint16, v []byte) {
+		if kind != unix.NFTA_TABLE_NAME {
+			return
+		}
+		switch name := text(v); data[0] {
+		case unix.NFPROTO_INET:
+			yes = yes || name == Table
+		case unix.NFPROTO_IPV4, unix.NFPROTO_IPV6:
+			yes = yes || slices.Contains(xtableNames, name)
+		}
+	})
+	return yes
+}
+
+// readLock waits for the end of each run of the legacy iptables.
+func (f *Firewall) readLock(ctx context.Context) error {
+	buf := make([]byte, 64<<10)
+	name := filepath.Base(f.watch.lock)
+	for {
+		n, err := f.watch.inotify.Read(buf)
+		switch {
+		case ctx.Err() != nil || errors.Is(err, os.ErrClosed):
+			return nil
+		case err != nil:
+			return fmt.Errorf("read notifications of %s: %w", f.watch.lock, err)
+		}
+		if closed(buf[:n], name) {
+			f.look()
+		}
+	}
+}
+
+// closed reports whether inotify events tell of the file, or were lost.
+func closed(b []byte, name string) bool {
+	const size = int(unsafe.Sizeof(unix.InotifyEvent{}))
+	for len(b) >= size {
+		mask := binary.NativeEndian.Uint32(b[4:])
+		n := int(binary.NativeEndian.Uint32(b[12:]))
+		if len(b) < size+n {
+			return false
+		}
+		if mask&unix.IN_Q_OVERFLOW != 0 || text(b[size:size+n]) == name {
+			return true
+		}
+		b = b[size+n:]
+	}
+	return false
+}
