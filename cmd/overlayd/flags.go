@@ -121,6 +121,12 @@ func (o *options) define() {
 	f.StringVar(&n.Node, "node-id", n.Node, "stable `name` of this node; its lease follows it, whatever its address is")
 	f.StringVar(&n.RunDir, "run-dir", n.RunDir, "`folder` for node file, socket and slot files; must not survive a reboot")
 	o.defineUnderlay()
+	f.Func("firewall", "`auto|nftables|iptables|none`: what the node's rules are written with (default auto)", func(s string) (err error) {
+		n.Firewall, err = node.ParseFirewall(s)
+		return err
+	})
+	f.BoolVar(&n.Masquerade, "ip-masq", n.Masquerade, "give pod traffic that leaves the cluster's networks the node's address")
+	f.BoolVar(&n.PeerFilter, "peer-filter", n.PeerFilter, "take VXLAN from leased peers only")
 	f.BoolVar(&n.FixSysctls, "fix-sysctls", false, "set kernel settings that keep pods from being reached, instead of only warning of them")
 	f.StringVar(&n.Device, "device", n.Device, "`name` of the VXLAN device")
 	f.StringVar(&n.Bridge, "bridge", n.Bridge, "`name` of the bridge that pods hang on")

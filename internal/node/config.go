@@ -14,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/vxlan-cni/vxlan-cni/internal/api"
+	"github.com/vxlan-cni/vxlan-cni/pkg/firewall"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 )
 
@@ -36,6 +37,9 @@ type Config struct {
 	Grace      time.Duration // how long a peer outlives its lease
 	Metrics    string        // TCP address of the API besides the socket; empty: none
 	FixSysctls bool          // set kernel settings that are wrong, instead of only saying so
+	Firewall   firewall.Mode // which back ends
+	Masquerade bool          // pod traffic that leaves the cluster's networks has the node's address
+	PeerFilter bool          // VXLAN is taken from leased peers only
 
 	Version string
 	Store   string // kind of store, for the status
@@ -59,6 +63,8 @@ func Default() Config {
 		Bridge:  "overlay-br0",
 		Resolve: Eager,
 		Grace:   10 * time.Minute,
+
+		Firewall: firewall.Auto, Masquerade: true, PeerFilter: true,
 	}
 }
 

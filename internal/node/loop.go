@@ -13,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/vxlan-cni/vxlan-cni/internal/api"
+	"github.com/vxlan-cni/vxlan-cni/pkg/firewall"
 	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 	"github.com/vxlan-cni/vxlan-cni/pkg/vxlan"
@@ -47,6 +48,7 @@ type loop struct {
 
 	overlays []*overlay // one per underlay family, IPv4 first
 	monitor  *vxlan.Monitor
+	firewall *firewall.Firewall
 	ready    func()               // called once, when the first reconcile is complete
 	guard    func() error         // says that the run folder is not ours any more
 	relet    func(subnet.Request) // has the lease updated
@@ -87,6 +89,8 @@ func (l *loop) run(ctx context.Context, snapshots <-chan subnet.Snapshot, querie
 			l.take(s)
 		case <-l.monitor.Ready():
 			l.heed(l.monitor.Take())
+		case <-l.firewall.Ready():
+			l.heed(meddled("the firewall's rules"))
 		case fn := <-queries:
 			fn()
 		case <-timer.C:
@@ -289,9 +293,10 @@ func (l *loop) reconcile(why string) {
 		did = append(did, old...)
 	}
 	bridge, berr := l.ensureBridge()
-	did = append(did, bridge...)
+	rules, ferr := l.ensureFirewall()
+	did = append(append(did, bridge...), rules...)
 	l.kernel.Operations += uint64(len(did))
-	if err != nil || berr != nil {
+	if err != nil || berr != nil || ferr != nil {
 		l.kernel.Errors++
 	}
 	l.monitor.SetScope(l.scopes()...)
@@ -300,7 +305,7 @@ func (l *loop) reconcile(why string) {
 	if err == nil {
 		ops, err = l.reconcileOverlays()
 	}
-	err = errors.Join(err, berr)
+	err = errors.Join(err, berr, ferr)
 	l.kernel.Reconciles++
 	l.kernel.Last = time.Now()
 	l.blame(len(did)+len(ops) > 0)

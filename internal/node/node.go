@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
+	"github.com/vxlan-cni/vxlan-cni/pkg/firewall"
 	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 	"github.com/vxlan-cni/vxlan-cni/pkg/vxlan"
@@ -85,6 +86,7 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 	}
 	n.wait("the first snapshot")
 	g.Go(func() error { return n.loop.monitor.Run(ctx) })
+	g.Go(func() error { return n.loop.firewall.Run(ctx) })
 	g.Go(func() error { return n.manager.Run(ctx, n.offer) })
 	g.Go(func() error { return n.keepLet(ctx) })
 	if a, ok := n.manager.(Announcer); ok {
@@ -106,7 +108,7 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 func (n *node) warnOfUnsupported(c subnet.Config) {
 	for key, on := range map[string]bool{
 		"Backend.Learning": c.Backend.Learning,
-		"Backend.GBP":      c.Backend.GBP, "EnableNFTables": c.NFTables,
+		"Backend.GBP":      c.Backend.GBP,
 	} {
 		if on {
 			n.log.Warn("configuration key is not supported yet, and ignored", "key", key)
@@ -131,9 +133,13 @@ func (n *node) newLoop(network subnet.Config) (*loop, error) {
 	}
 	n.log.Info("underlay", "interface", u.Interface, "addresses", addrsOf(u), "mtu", u.MTU, "reason", u.Reason)
 	n.warnOfUnsupported(network)
+	rules, err := firewall.Open(n.cfg.Firewall, n.log)
+	if err != nil {
+		return nil, fmt.Errorf("%w; --firewall chooses another one, or none", err)
+	}
 	l := &loop{
 		cfg: n.cfg, network: network, underlay: u, mtu: mtu, log: n.log, journal: &n.journal,
-		monitor: monitor, ready: n.announce, guard: n.folder.check, relet: n.relet, bridgeMAC: n.bridgeMAC(),
+		monitor: monitor, firewall: rules, ready: n.announce, guard: n.folder.check, relet: n.relet, bridgeMAC: n.bridgeMAC(),
 		retained: retention{grace: n.cfg.Grace}, answered: map[string]uint64{},
 		repairs: rate.NewLimiter(repairRate, repairBurst),
 	}

@@ -199,8 +199,9 @@ func (l *loop) scopes() (all []vxlan.Scope) {
 	return all
 }
 
-// close closes the overlays' sockets. Devices and tables stay.
+// close closes the sockets. Devices, tables and rules stay.
 func (l *loop) close() {
+	_ = l.firewall.Close()
 	for _, o := range l.overlays {
 		_ = o.device.Close()
 	}
