@@ -13,9 +13,9 @@ func (c Config) Check(l Lease) error {
 		return err
 	}
 	if l.Backend != c.Backend.Type {
-		return fmt.Errorf("BackendType %s: want %q", quote(l.Backend), c.Backend.Type)
+		return fmt.Errorf("BackendType %s: want %q, as in the network configuration", quote(l.Backend), c.Backend.Type)
 	}
-	if err := checkVTEPs(l.VTEPs); err != nil {
+	if err := checkVTEPs(l.VTEPs, l.Backend == TypeHostGW); err != nil {
 		return err
 	}
 	for _, v := range l.VTEPs {
@@ -68,8 +68,8 @@ func (c Config) networks() []netip.Prefix {
 }
 
 // checkVTEPs wants one endpoint per family at most, and at least one, each with
-// addresses that a packet can be sent to.
-func checkVTEPs(vteps []VTEP) error {
+// addresses that a packet can be sent to. Of a gateway there is one address alone.
+func checkVTEPs(vteps []VTEP, gateway bool) error {
 	if len(vteps) == 0 {
 		return errors.New("VTEPs: none, want at least one")
 	}
@@ -81,6 +81,9 @@ func checkVTEPs(vteps []VTEP) error {
 			return err
 		}
 		switch {
+		case gateway && v == VTEP{Underlay: v.Underlay}:
+		case gateway:
+			return fmt.Errorf("VTEP %s: MAC %s and VNI %d, want neither with %q", v.Underlay, v.MAC, v.VNI, TypeHostGW)
 		case v.MAC == MAC{}:
 			return fmt.Errorf("VTEP MAC %s: all zero, want a unicast one", v.MAC)
 		case v.MAC[0]&1 != 0:

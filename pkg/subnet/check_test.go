@@ -55,7 +55,7 @@ func TestCheck(t *testing.T) {
 		{subnets("10.244.7.0/24", "fd00:245::/64"), `subnet fd00:245::/64: want one inside fd00:244::/48`},
 		{subnets("10.244.7.9/24"), `subnet 10.244.7.9/24: has host bits set, want 10.244.7.0/24`},
 		{subnets("10.244.7.0/24", "10.244.8.0/24"), `subnet 10.244.8.0/24: 10.244.7.0/24 already one per family`},
-		{with(func(l *Lease) { l.Backend = "host-gw" }), `BackendType "host-gw": want "vxlan"`},
+		{with(func(l *Lease) { l.Backend = "udp" }), `BackendType "udp": want "vxlan", as in the network configuration`},
 		{with(func(l *Lease) { l.VTEPs = nil }), `VTEPs: none, want at least one`},
 		{with(func(l *Lease) { l.VTEPs[1].Underlay = addr("192.0.2.8") }), `VTEP 192.0.2.8: want one per address family`},
 		{with(func(l *Lease) { l.VTEPs = append(l.VTEPs, l.VTEPs...) }), `want one per address family`},
@@ -89,10 +89,60 @@ func TestCheck(t *testing.T) {
 		wantWords(t, "check", err, c.words)
 	}
 
+	for text, backend := range map[string]string{text46: "host-gw", textGW: "vxlan"} {
+		l := goodLease()
+		if l.Backend = backend; backend == "host-gw" {
+			l = gatewayLease()
+		}
+		cfg := mustConfig(t, text)
+		err := cfg.Check(l)
+		if err == nil {
+			t.Fatalf("%s in %s: no error", backend, text)
+		}
+		wantWords(t, backend, err, `BackendType "`+backend+`": want "`+cfg.Backend.Type+`", as in the network configuration`)
+	}
+
 	one := mustConfig(t, text4)
 	err := one.Check(goodLease())
 	if err == nil {
 		t.Fatal("an IPv6 subnet where IPv6 is not enabled: no error")
 	}
 	wantWords(t, "family", err, `subnet fd00:244:0:7::/64: not enabled 10.244.0.0/16`)
+}
+
+func gatewayLease() Lease {
+	l := goodLease()
+	l.Backend = "host-gw"
+	for i := range l.VTEPs {
+		l.VTEPs[i] = VTEP{Underlay: l.VTEPs[i].Underlay}
+	}
+	return l
+}
+
+func TestCheckGateways(t *testing.T) {
+	cfg := mustConfig(t, textGW)
+	one := gatewayLease()
+	one.VTEPs = one.VTEPs[1:]
+	for _, l := range []Lease{gatewayLease(), one} {
+		if err := cfg.Check(l); err != nil {
+			t.Errorf("%+v: %v", l, err)
+		}
+	}
+	for words, spoil := range map[string]func(*Lease){
+		`VTEP 192.0.2.7: MAC 0e:00:00:00:00:07 and VNI 0, want neither with "host-gw"`:   func(l *Lease) { l.VTEPs[0].MAC = mac("0e:00:00:00:00:07") },
+		`VTEP 2001:db8::7: MAC 00:00:00:00:00:00 and VNI 1, want neither with "host-gw"`: func(l *Lease) { l.VTEPs[1].VNI = 1 },
+		`VTEPs: none, want at least one`:                                                 func(l *Lease) { l.VTEPs = nil },
+		`VTEP 192.0.2.8: want one per address family`:                                    func(l *Lease) { l.VTEPs[1].Underlay = addr("192.0.2.8") },
+		`underlay address 127.0.0.1: is loopback`:                                        func(l *Lease) { l.VTEPs[0].Underlay = addr("127.0.0.1") },
+		`underlay address fd00:244::1: is inside the pod network fd00:244::/48`:          func(l *Lease) { l.VTEPs[1].Underlay = addr("fd00:244::1") },
+	} {
+		l := gatewayLease()
+		spoil(&l)
+		err := cfg.Check(l)
+		if err == nil {
+			t.Errorf("%+v: no error, want %s", l, words)
+			continue
+		}
+		wantWords(t, "check", err, words)
+	}
 }

@@ -30,10 +30,10 @@ type Range struct {
 
 // Backend says how packets reach other nodes.
 type Backend struct {
-	Type          string // TypeVXLAN or TypeHostGW
+	Type          string // TypeVXLAN or TypeHostGW; of the latter there is MTU alone
 	VNI           uint32 // 1 if not given; 24 bits
 	Port          uint16 // 8472 if not given
-	MTU           int    // bytes; 0: the underlay's less the overhead
+	MTU           int    // bytes; 0: the underlay's, less the overhead of a tunnel
 	DirectRouting bool
 	Learning      bool
 	GBP           bool
@@ -150,8 +150,18 @@ func parseBackend(raw *json.RawMessage, ipv6 bool) (Backend, error) {
 		return Backend{}, err
 	}
 
-	if t := or(kind, TypeVXLAN); !strings.EqualFold(t, TypeVXLAN) {
-		return Backend{}, fmt.Errorf("Backend.Type %s: want %q, the only one supported", quote(t), TypeVXLAN)
+	bytes := or(mtu, 0)
+	if err := checkMTU(bytes, ipv6); bytes != 0 && err != nil {
+		return Backend{}, fmt.Errorf("Backend.MTU %w, or 0 to follow the underlay", err)
+	}
+	switch t := or(kind, TypeVXLAN); {
+	case strings.EqualFold(t, TypeHostGW):
+		if err := noTunnel(members); err != nil {
+			return Backend{}, err
+		}
+		return Backend{Type: TypeHostGW, MTU: int(bytes)}, nil
+	case !strings.EqualFold(t, TypeVXLAN):
+		return Backend{}, fmt.Errorf("Backend.Type %s: want %q or %q", quote(t), TypeVXLAN, TypeHostGW)
 	}
 	id := or(vni, defaultVNI)
 	if id == 0 {
@@ -164,14 +174,20 @@ func parseBackend(raw *json.RawMessage, ipv6 bool) (Backend, error) {
 	if udp < 1 || udp > 65535 {
 		return Backend{}, fmt.Errorf("Backend.Port %d: want 1 to 65535", udp)
 	}
-	bytes := or(mtu, 0)
-	if err := checkMTU(bytes, ipv6); bytes != 0 && err != nil {
-		return Backend{}, fmt.Errorf("Backend.MTU %w, or 0 to follow the underlay", err)
-	}
 	return Backend{
 		Type: TypeVXLAN, VNI: uint32(id), Port: uint16(udp), MTU: int(bytes),
 		DirectRouting: or(direct, false), Learning: or(learning, false), GBP: or(gbp, false),
 	}, nil
+}
+
+// noTunnel wants none of the keys of Backend that only a tunnel has.
+func noTunnel(members []member) error {
+	for _, m := range members {
+		if !strings.EqualFold(m.key, "Type") && !strings.EqualFold(m.key, "MTU") && string(m.value) != "null" {
+			return fmt.Errorf("%s: %q has no such thing, want it left out", "Backend."+m.key, TypeHostGW)
+		}
+	}
+	return nil
 }
 
 // checkMTU says whether pods of the enabled families can work with an MTU.
@@ -203,12 +219,12 @@ type configJSON struct {
 
 type backendJSON struct {
 	Type          string
-	VNI           uint32
-	Port          uint16
-	MTU           int  `json:",omitempty"`
-	DirectRouting bool `json:",omitempty"`
-	Learning      bool `json:",omitempty"`
-	GBP           bool `json:",omitempty"`
+	VNI           uint32 `json:",omitempty"` // never 0 of a tunnel
+	Port          uint16 `json:",omitempty"`
+	MTU           int    `json:",omitempty"`
+	DirectRouting bool   `json:",omitempty"`
+	Learning      bool   `json:",omitempty"`
+	GBP           bool   `json:",omitempty"`
 }
 
 // MarshalJSON writes flannel's keys, which ParseConfig and flannel read.

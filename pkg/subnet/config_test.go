@@ -32,6 +32,7 @@ func mustConfig(t testing.TB, text string) Config {
 const (
 	text4  = `{"Network":"10.244.0.0/16"}`
 	text46 = `{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48"}`
+	textGW = `{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"host-gw"}}`
 )
 
 var defaultBackend = Backend{Type: "vxlan", VNI: 1, Port: 8472}
@@ -70,6 +71,10 @@ func TestParseConfig(t *testing.T) {
 			Config{Ranges: []Range{r("fc00::/7", 126, "fc00::4", "fdff:ffff:ffff:ffff:ffff:ffff:ffff:fffc")}, Backend: defaultBackend}},
 		{"any case", `{"network":"10.244.0.0/16","SUBNETLEN":24,"backend":{"type":"vxlan","vni":0}}`,
 			Config{Ranges: []Range{r("10.244.0.0/16", 24, "10.244.1.0", "10.244.255.0")}, Backend: defaultBackend}},
+		{"host-gw", `{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}`,
+			Config{Ranges: []Range{r("10.244.0.0/16", 24, "10.244.1.0", "10.244.255.0")}, Backend: Backend{Type: "host-gw"}}},
+		{"host-gw with an MTU", `{"Network":"10.244.0.0/16","Backend":{"type":"Host-GW","mtu":1400,"VNI":null}}`,
+			Config{Ranges: []Range{r("10.244.0.0/16", 24, "10.244.1.0", "10.244.255.0")}, Backend: Backend{Type: "host-gw", MTU: 1400}}},
 		{"null is not given", `{"Network":"10.244.0.0/16","SubnetLen":null,"Backend":null}`,
 			Config{Ranges: []Range{r("10.244.0.0/16", 24, "10.244.1.0", "10.244.255.0")}, Backend: defaultBackend}},
 		{"0 is flannel's not given", `{"Network":"10.244.0.0/16","SubnetLen":0,"Backend":{"MTU":0}}`,
@@ -149,8 +154,14 @@ func TestParseConfigErrors(t *testing.T) {
 		{`{"Network":"10.0.0.0/16",` + v6 + `,"IPv6SubnetMin":"fd00:0:0:1::1"}`, `IPv6SubnetMin fd00:0:0:1::1: want fd00:0:0:1::`},
 		{`{"Network":"10.0.0.0/16",` + v6 + `,"IPv6SubnetMax":"fd00::%eth0"}`, `IPv6SubnetMax`},
 		{`{"Network":"10.0.0.0/16","Backend":"vxlan"}`, `Backend want a JSON object`},
-		{`{"Network":"10.0.0.0/16","Backend":{"Type":"host-gw"}}`, `Backend.Type "host-gw": want "vxlan", the only one supported`},
-		{`{"Network":"10.0.0.0/16","Backend":{"Type":""}}`, `Backend.Type "": want "vxlan"`},
+		{`{"Network":"10.0.0.0/16","Backend":{"Type":"udp"}}`, `Backend.Type "udp": want "vxlan" or "host-gw"`},
+		{`{"Network":"10.0.0.0/16","Backend":{"Type":""}}`, `Backend.Type "": want "vxlan" or "host-gw"`},
+		{`{"Network":"10.0.0.0/16","Backend":{"Type":"host-gw","VNI":1}}`, `Backend.VNI: "host-gw" has no such thing`},
+		{`{"Network":"10.0.0.0/16","Backend":{"Port":8472,"Type":"host-gw"}}`, `Backend.Port: "host-gw" has no such thing`},
+		{`{"Network":"10.0.0.0/16","Backend":{"Type":"host-gw","DirectRouting":false}}`, `Backend.DirectRouting: "host-gw" has no such thing`},
+		{`{"Network":"10.0.0.0/16","Backend":{"Type":"host-gw","Learning":true}}`, `Backend.Learning: "host-gw" has no such thing`},
+		{`{"Network":"10.0.0.0/16","Backend":{"Type":"host-gw","GBP":true}}`, `Backend.GBP: "host-gw" has no such thing`},
+		{`{"Network":"10.0.0.0/16","Backend":{"Type":"host-gw","MTU":575}}`, `Backend.MTU 575: want 576 to 65535`},
 		{`{"Network":"10.0.0.0/16","Backend":{"Tpye":"vxlan"}}`, `Backend."Tpye": unknown key, want one of Type, VNI`},
 		{`{"Network":"10.0.0.0/16","Backend":{"VNI":16777216}}`, `Backend.VNI 16777216: want 1 to 16777215`},
 		{`{"Network":"10.0.0.0/16","Backend":{"VNI":-1}}`, `Backend.VNI -1: want 1 to 16777215`},
@@ -194,7 +205,7 @@ func wantWords(t *testing.T, what string, err error, words string) {
 
 func FuzzParseConfig(f *testing.F) {
 	for _, s := range []string{
-		text4, text46, `{"network":"10.0.0.0/8","Backend":{"Type":"vxlan","VNI":5,"MTU":1400}}`,
+		text4, text46, textGW, `{"Network":"10.0.0.0/8","Backend":{"Type":"host-gw","MTU":1400,"VNI":1}}`, `{"network":"10.0.0.0/8","Backend":{"Type":"vxlan","VNI":5,"MTU":1400}}`,
 		`{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/7","IPv6SubnetLen":126,"IPv6SubnetMin":"fd00::"}`,
 		`{"Network":"10.0.0.0/28","SubnetLen":30,"SubnetMax":"10.0.0.12"}`, `{"Network":1e9}`, `{}`, `null`, `{"Backend":{"Backend":{}}}`,
 	} {

@@ -10,7 +10,7 @@ type Lease struct {
 	Node    string         // stable node id, not its address; empty in records written by flannel
 	Subnets []netip.Prefix // one per family, IPv4 first; masked
 	VTEPs   []VTEP         // one per underlay family, IPv4 first
-	Backend string         // how packets reach the node: "vxlan"
+	Backend string         // how packets reach the node: TypeVXLAN or TypeHostGW
 	MTU     int            // bytes a pod may send in one packet; 0 if the record does not say
 	Since   time.Time      // when the node was first leased these subnets, to the second; zero if the record does not say
 
@@ -21,7 +21,8 @@ type Lease struct {
 }
 
 // A VTEP is a VXLAN tunnel endpoint: where encapsulated packets go, and the
-// Ethernet address that the inner frame bears.
+// Ethernet address that the inner frame bears. With TypeHostGW nothing is
+// encapsulated: Underlay is the gateway, and the others are zero.
 type VTEP struct {
 	Underlay netip.Addr
 	MAC      MAC

@@ -40,7 +40,7 @@ func readPlain(data []byte) (r storedJSON, ok bool) {
 		r.Since = p.text()
 	}
 	p.want(`}`)
-	return r, p.ok && len(p.data) == 0 && r.BackendType == TypeVXLAN
+	return r, p.ok && len(p.data) == 0 && (r.BackendType == TypeVXLAN || r.BackendType == TypeHostGW)
 }
 
 // skip reads a literal if it is what comes next.

@@ -29,6 +29,8 @@ func TestPlainReadsWhatWeAndFlannelWrite(t *testing.T) {
 		`{"PublicIP":"192.0.2.7","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:5d:60:c1:c5:2e"}}`,
 		`{"PublicIP":"192.0.2.7","PublicIPv6":"2001:db8::7","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:5d:60:c1:c5:2e"},"BackendV6Data":{"VNI":1,"VtepMAC":"0e:5d:60:c1:c5:2f"}}`,
 		`{"PublicIP":"192.0.2.7","PublicIPv6":null,"BackendType":"vxlan"}`, // a reservation
+		`{"PublicIP":"192.0.2.7","PublicIPv6":null,"BackendType":"host-gw"}`,
+		`{"PublicIP":"192.0.2.7","PublicIPv6":"2001:db8::7","BackendType":"host-gw","Node":"node-1","Schema":1,"MTU":1500}`,
 	} {
 		if _, ok := readPlain([]byte(text)); !ok {
 			t.Errorf("takes the long way: %s", text)
@@ -57,6 +59,8 @@ func TestPlainGivesUp(t *testing.T) {
 func FuzzPlain(f *testing.F) {
 	f.Add([]byte(`{"PublicIP":"192.0.2.7","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:5d:60:c1:c5:2e"}}`))
 	f.Add([]byte(`{"PublicIP":"0.0.0.0","PublicIPv6":"2001:db8::7","BackendType":"vxlan","BackendData":null,"BackendV6Data":{"VNI":16777216,"VtepMAC":"0E-5d"},"Node":"a","Schema":1,"MTU":1450,"Since":"2026-01-31T12:00:00+01:00"}`))
+	f.Add([]byte(`{"PublicIP":"192.0.2.7","PublicIPv6":"2001:db8::7","BackendType":"host-gw","Node":"a","Schema":1,"MTU":1500}`))
+	f.Add([]byte(`{"PublicIP":"192.0.2.7","PublicIPv6":null,"BackendType":"host-gw","BackendData":{"VNI":1,"VtepMAC":""}}`))
 	f.Add([]byte(`{"PublicIP":null,"PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":4294967296,"VtepMAC":""},"Schema":2}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if _, ok := readPlain(data); !ok {

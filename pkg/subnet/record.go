@@ -58,14 +58,14 @@ type backendData struct {
 // Node, Schema, MTU and Since. The subnets are not in it: they are the key. A lease
 // that DecodeRecord would not read back is an error.
 func EncodeRecord(l Lease) ([]byte, error) {
-	if err := errors.Join(checkNode(l.Node), checkVTEPs(l.VTEPs)); err != nil {
+	if err := errors.Join(checkNode(l.Node), checkVTEPs(l.VTEPs, l.Backend == TypeHostGW)); err != nil {
 		return nil, fmt.Errorf("lease: %w", err)
 	}
 	switch {
 	case l.Node == "":
 		return nil, errors.New("lease: node: missing, want the node id")
-	case l.Backend != TypeVXLAN:
-		return nil, fmt.Errorf("lease: backend %s: want %q", quote(l.Backend), TypeVXLAN)
+	case l.Backend != TypeVXLAN && l.Backend != TypeHostGW:
+		return nil, fmt.Errorf("lease: backend %s: want %q or %q", quote(l.Backend), TypeVXLAN, TypeHostGW)
 	case l.MTU < 0 || l.MTU > maxMTU:
 		return nil, fmt.Errorf("lease: MTU %d: want 0 to %d", l.MTU, maxMTU)
 	}
@@ -76,6 +76,9 @@ func EncodeRecord(l Lease) ([]byte, error) {
 	}
 	for _, v := range l.VTEPs {
 		address, data := v.Underlay.String(), &backendData{VNI: v.VNI, VtepMAC: v.MAC.String()}
+		if l.Backend == TypeHostGW {
+			data = nil // flannel has none either
+		}
 		if v.Underlay.Is4() {
 			r.PublicIP, r.BackendData = &address, data
 		} else {
@@ -89,7 +92,7 @@ func EncodeRecord(l Lease) ([]byte, error) {
 // ignored, for flannel may grow some; the known ones must be of the right type
 // and make sense. The lease has everything but Subnets and what only the store
 // knows. Where BackendType is not "vxlan" only the underlay addresses are read,
-// and the VTEPs have no MAC.
+// and the VTEPs have neither MAC nor VNI.
 func DecodeRecord(data []byte) (Lease, error) {
 	l, err := decodeRecord(data)
 	if err != nil {

@@ -1,7 +1,6 @@
 package subnet
 
 import (
-	"encoding/json"
 	"reflect"
 	"strings"
 	"testing"
@@ -30,6 +29,10 @@ func TestRecord(t *testing.T) {
 			`{"PublicIP":"192.0.2.7","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:5d:60:c1:c5:2e"},"Node":"node-1","Schema":1,"MTU":1450}`},
 		{"both", Lease{Node: "node-1", Backend: "vxlan", VTEPs: []VTEP{v4, v6}},
 			`{"PublicIP":"192.0.2.7","PublicIPv6":"2001:db8::7","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:5d:60:c1:c5:2e"},"BackendV6Data":{"VNI":77,"VtepMAC":"0e:5d:60:c1:c5:2f"},"Node":"node-1","Schema":1}`},
+		{"host-gw", Lease{Node: "node-1", Backend: "host-gw", VTEPs: []VTEP{{Underlay: v4.Underlay}}, MTU: 1500},
+			`{"PublicIP":"192.0.2.7","PublicIPv6":null,"BackendType":"host-gw","Node":"node-1","Schema":1,"MTU":1500}`},
+		{"host-gw, both", Lease{Node: "node-1", Backend: "host-gw", VTEPs: []VTEP{{Underlay: v4.Underlay}, {Underlay: v6.Underlay}}},
+			`{"PublicIP":"192.0.2.7","PublicIPv6":"2001:db8::7","BackendType":"host-gw","Node":"node-1","Schema":1}`},
 		{"IPv6", Lease{Node: "node-1", Backend: "vxlan", VTEPs: []VTEP{v6}},
 			`{"PublicIP":"0.0.0.0","PublicIPv6":"2001:db8::7","BackendType":"vxlan","BackendV6Data":{"VNI":77,"VtepMAC":"0e:5d:60:c1:c5:2f"},"Node":"node-1","Schema":1}`},
 	} {
@@ -59,6 +62,8 @@ func TestDecodeForeignRecord(t *testing.T) {
 		{"IPv6 only", `{"PublicIP":"0.0.0.0","PublicIPv6":"fd00::1","BackendType":"vxlan","BackendData":null,"BackendV6Data":{"VNI":1,"VtepMAC":"0e:5d:60:c1:c5:2e"}}`,
 			Lease{Backend: "vxlan", VTEPs: []VTEP{{addr("fd00::1"), v4.MAC, 1}}}},
 		{"host-gw", `{"PublicIP":"192.0.2.7","PublicIPv6":null,"BackendType":"host-gw"}`,
+			Lease{Backend: "host-gw", VTEPs: []VTEP{{Underlay: addr("192.0.2.7")}}}},
+		{"host-gw with data, which counts for nothing", `{"PublicIP":"192.0.2.7","PublicIPv6":null,"BackendType":"host-gw","BackendData":{"VNI":1,"VtepMAC":"0e:5d:60:c1:c5:2e"}}`,
 			Lease{Backend: "host-gw", VTEPs: []VTEP{{Underlay: addr("192.0.2.7")}}}},
 		{"wireguard", `{"PublicIP":"192.0.2.7","PublicIPv6":"fd00::1","BackendType":"wireguard","BackendData":{"PublicKey":"x"},"BackendV6Data":"y"}`,
 			Lease{Backend: "wireguard", VTEPs: []VTEP{{Underlay: addr("192.0.2.7")}, {Underlay: addr("fd00::1")}}}},
@@ -143,15 +148,17 @@ func TestEncodeRecordErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	for words, spoil := range map[string]func(*Lease){
-		`lease: node: missing`:             func(l *Lease) { l.Node = "" },
-		`lease: node "a b": want`:          func(l *Lease) { l.Node = "a b" },
-		`lease: backend "": want "vxlan"`:  func(l *Lease) { l.Backend = "" },
-		`lease: MTU -1`:                    func(l *Lease) { l.MTU = -1 },
-		`lease: VTEPs: none`:               func(l *Lease) { l.VTEPs = nil },
-		`lease: VTEP one per`:              func(l *Lease) { l.VTEPs = append(l.VTEPs, l.VTEPs[0]) },
-		`lease: VTEP MAC`:                  func(l *Lease) { l.VTEPs[0].MAC = MAC{} },
-		`lease: VNI 0: want 1 to 16777215`: func(l *Lease) { l.VTEPs[0].VNI = 0 },
-		`lease: underlay address: missing`: func(l *Lease) { l.VTEPs[0].Underlay = prefix("::/0").Addr().Prev() },
+		`lease: node: missing`:                            func(l *Lease) { l.Node = "" },
+		`lease: node "a b": want`:                         func(l *Lease) { l.Node = "a b" },
+		`lease: backend "": want "vxlan"`:                 func(l *Lease) { l.Backend = "" },
+		`lease: backend "udp": want "vxlan" or "host-gw"`: func(l *Lease) { l.Backend = "udp" },
+		`lease: VTEP MAC VNI want neither`:                func(l *Lease) { l.Backend = "host-gw" },
+		`lease: MTU -1`:                                   func(l *Lease) { l.MTU = -1 },
+		`lease: VTEPs: none`:                              func(l *Lease) { l.VTEPs = nil },
+		`lease: VTEP one per`:                             func(l *Lease) { l.VTEPs = append(l.VTEPs, l.VTEPs[0]) },
+		`lease: VTEP MAC`:                                 func(l *Lease) { l.VTEPs[0].MAC = MAC{} },
+		`lease: VNI 0: want 1 to 16777215`:                func(l *Lease) { l.VTEPs[0].VNI = 0 },
+		`lease: underlay address: missing`:                func(l *Lease) { l.VTEPs[0].Underlay = prefix("::/0").Addr().Prev() },
 	} {
 		l := good()
 		spoil(&l)
@@ -180,16 +187,14 @@ func TestParseRecord(t *testing.T) {
 
 func FuzzDecodeRecord(f *testing.F) {
 	for _, s := range []string{
+		`{"PublicIP":"192.0.2.7","PublicIPv6":"2001:db8::7","BackendType":"host-gw","Node":"node-1","Schema":1,"MTU":1500}`,
 		flannelRecord, `{}`, `null`, `{"PublicIP":"192.0.2.7","BackendType":"host-gw"}`,
 		`{"PublicIP":"0.0.0.0","PublicIPv6":"2001:db8::7","BackendType":"vxlan","BackendV6Data":{"VNI":77,"VtepMAC":"0e:5d:60:c1:c5:2f"},"Node":"node-1","Schema":1,"MTU":1450}`,
 		`{"PublicIP":"192.0.2.7","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"01:00:5e:00:00:01"}}`, `{"Node":"\ud800"}`,
 	} {
 		f.Add([]byte(s))
 	}
-	var cfg Config
-	if err := json.Unmarshal([]byte(text46), &cfg); err != nil {
-		f.Fatal(err)
-	}
+	networks := map[string]Config{"vxlan": mustConfig(f, text46), "host-gw": mustConfig(f, textGW)}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		l, err := DecodeRecord(data)
 		if err != nil {
@@ -199,7 +204,7 @@ func FuzzDecodeRecord(f *testing.F) {
 			return
 		}
 		l.Subnets = prefixes("10.244.7.0/24")
-		if l.Node == "" || cfg.Check(l) != nil {
+		if cfg, ok := networks[l.Backend]; l.Node == "" || !ok || cfg.Check(l) != nil {
 			return
 		}
 		// What may reach the kernel can be written, and reads the same.

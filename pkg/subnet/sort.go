@@ -140,7 +140,9 @@ func (c *claims) add(r *Record, who string) {
 		}
 	}
 	for _, v := range r.Lease.VTEPs {
-		c.mac[v.MAC] = who
+		if v.MAC != (MAC{}) { // a gateway has none
+			c.mac[v.MAC] = who
+		}
 	}
 }
 

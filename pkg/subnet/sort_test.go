@@ -85,6 +85,8 @@ func TestSort(t *testing.T) {
 			lines("own node-1 10.244.8.0-24", "ignored 10.244.5.0-24: underlay address 192.0.0.1: is that of this node's lease 10.244.8.0-24")},
 		{"a peer's MAC: the older", []Record{with(rec(2, 8, "10.244.5.0/24"), func(r *Record) { r.Lease.VTEPs[0].MAC = VTEPMAC("node-3", true) }), rec(3, 2, "10.244.6.0/24")},
 			lines("peer node-3 10.244.6.0-24", "ignored 10.244.5.0-24: VTEP MAC "+VTEPMAC("node-3", true).String()+": is that of the older lease 10.244.6.0-24")},
+		{"another type of backend", []Record{rec(1, 4, "10.244.8.0/24"), with(rec(2, 1, "10.244.5.0/24"), func(r *Record) { *r = toGateway(*r) })},
+			lines("own node-1 10.244.8.0-24", `ignored 10.244.5.0-24: BackendType "host-gw": want "vxlan", as in the network configuration`)},
 		{"no node, as flannel's", []Record{with(rec(2, 1, "10.244.5.0/24"), func(r *Record) { r.Lease.Node = "" })}, lines("peer  10.244.5.0-24")},
 		{"not fit for the kernel", []Record{with(rec(2, 1, "10.244.5.0/24"), func(r *Record) { r.Lease.VTEPs[0].Underlay = addr("127.0.0.1") })},
 			lines("ignored 10.244.5.0-24: underlay address 127.0.0.1: is loopback, want a unicast address that other nodes reach")},
@@ -102,6 +104,26 @@ func TestSort(t *testing.T) {
 				t.Errorf("in reverse order: got\n%s\nwant\n%s", got, c.want)
 			}
 		})
+	}
+}
+
+// toGateway makes a record what it would be with host-gw.
+func toGateway(r Record) Record {
+	r.Lease.Backend = "host-gw"
+	r.Lease.VTEPs = []VTEP{{Underlay: r.Lease.VTEPs[0].Underlay}}
+	return r
+}
+
+// TestSortGateways: that nobody has a MAC makes nobody the same.
+func TestSortGateways(t *testing.T) {
+	records := []Record{toGateway(rec(1, 4, "10.244.8.0/24")), toGateway(rec(2, 1, "10.244.5.0/24")), toGateway(rec(3, 2, "10.244.6.0/24")), rec(4, 3, "10.244.7.0/24")}
+	const want = `own node-1 10.244.8.0-24
+peer node-2 10.244.5.0-24
+peer node-3 10.244.6.0-24
+ignored 10.244.7.0-24: BackendType "vxlan": want "host-gw", as in the network configuration
+`
+	if got := picture(Sort(mustConfig(t, textGW), "node-1", records)); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
 

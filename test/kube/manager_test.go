@@ -239,6 +239,7 @@ func testHostileAnnotations(t *testing.T, c *cluster) {
 		{"public-ip", own.VTEPs[0].Underlay.String(), "this node"},
 		{"public-ip", strings.Repeat("x", 100_000), "PublicIP"},
 		{"backend-type", "udp", "udp"},
+		{"backend-type", "host-gw", "host-gw"},
 		{"mtu", "-7", "MTU"},
 		{"schema", "99", "schema"},
 	} {

@@ -85,6 +85,14 @@ func (a annotations) encode(l subnet.Lease) (map[string]*string, error) {
 			want[a.prefix+name] = &value
 		}
 	}
+	if l.Backend == subnet.TypeHostGW { // etcd's form leaves it out
+		none := "null"
+		for address, data := range map[string]string{publicIP: backendData, publicIPv6: backendV6Data} {
+			if want[a.prefix+address] != nil {
+				want[a.prefix+data] = &none
+			}
+		}
+	}
 	return want, nil
 }
 

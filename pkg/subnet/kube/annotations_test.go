@@ -17,6 +17,7 @@ import (
 const (
 	config4  = `{"Network":"10.244.0.0/16"}`
 	config46 = `{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48"}`
+	configGW = `{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"host-gw"}}`
 )
 
 var notes = annotations{DefaultAnnotationPrefix + "/"}
@@ -120,6 +121,15 @@ func lease(vteps ...subnet.VTEP) subnet.Lease {
 	return subnet.Lease{Node: "node-1", Backend: "vxlan", MTU: 1450, VTEPs: vteps}
 }
 
+// gateways is a lease of host-gw.
+func gateways(addresses ...string) subnet.Lease {
+	l := subnet.Lease{Node: "node-1", Backend: "host-gw", MTU: 1500}
+	for _, a := range addresses {
+		l.VTEPs = append(l.VTEPs, subnet.VTEP{Underlay: netip.MustParseAddr(a)})
+	}
+	return l
+}
+
 var (
 	vtep4 = subnet.VTEP{Underlay: netip.MustParseAddr("192.0.2.7"), MAC: subnet.MAC{0x8a, 1, 2, 3, 4, 5}, VNI: 1}
 	vtep6 = subnet.VTEP{Underlay: netip.MustParseAddr("2001:db8::7"), MAC: subnet.MAC{0x8a, 1, 2, 3, 4, 6}, VNI: 1}
@@ -138,6 +148,13 @@ func TestEncodedIsFlannels(t *testing.T) {
 		"both": {lease(vtep4, vtep6), map[string]string{managed: "true", backendType: "vxlan", publicIP: "192.0.2.7", publicIPv6: "2001:db8::7",
 			backendData: `{"VNI":1,"VtepMAC":"8a:01:02:03:04:05"}`, backendV6Data: `{"VNI":1,"VtepMAC":"8a:01:02:03:04:06"}`,
 			mtuAnnotation: "1450", schemaVersion: "1"}},
+		"host-gw, IPv4": {gateways("192.0.2.7"), map[string]string{managed: "true", backendType: "host-gw", publicIP: "192.0.2.7",
+			backendData: "null", mtuAnnotation: "1500", schemaVersion: "1"}},
+		"host-gw, both": {gateways("192.0.2.7", "2001:db8::7"), map[string]string{managed: "true", backendType: "host-gw",
+			publicIP: "192.0.2.7", backendData: "null", publicIPv6: "2001:db8::7", backendV6Data: "null",
+			mtuAnnotation: "1500", schemaVersion: "1"}},
+		"host-gw, IPv6": {gateways("2001:db8::7"), map[string]string{managed: "true", backendType: "host-gw",
+			publicIPv6: "2001:db8::7", backendV6Data: "null", mtuAnnotation: "1500", schemaVersion: "1"}},
 	} {
 		got, err := notes.encode(tt.lease)
 		if err != nil {
@@ -156,7 +173,10 @@ func TestEncodedIsFlannels(t *testing.T) {
 }
 
 func TestEncodedReadsBack(t *testing.T) {
-	for _, l := range []subnet.Lease{lease(vtep4), lease(vtep6), lease(vtep4, vtep6)} {
+	for _, l := range []subnet.Lease{
+		lease(vtep4), lease(vtep6), lease(vtep4, vtep6),
+		gateways("192.0.2.7"), gateways("2001:db8::7"), gateways("192.0.2.7", "2001:db8::7"),
+	} {
 		want, err := notes.encode(l)
 		if err != nil {
 			t.Fatal(err)
@@ -171,7 +191,7 @@ func TestEncodedReadsBack(t *testing.T) {
 			t.Errorf("changes after all was written: %v", changes(n.Annotations, want))
 		}
 		r, ok := notes.decode(parse(t, config4), n)
-		if !ok || r.Err != nil || !slices.Equal(r.Lease.VTEPs, l.VTEPs) || r.Lease.MTU != l.MTU || r.Lease.Node != l.Node {
+		if !ok || r.Err != nil || r.Lease.Backend != l.Backend || !slices.Equal(r.Lease.VTEPs, l.VTEPs) || r.Lease.MTU != l.MTU || r.Lease.Node != l.Node {
 			t.Errorf("%+v reads back %+v", l, r)
 		}
 	}
@@ -286,11 +306,10 @@ func TestStripKeepsWhatMatters(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	f.Add("10.244.7.0/24", "true", "vxlan", `{"VNI":1,"VtepMAC":"8a:11:22:33:44:55"}`, "192.0.2.7", "1450")
 	f.Add("fd00::/64", "true", "host-gw", "null", "::", "-1")
+	f.Add("10.244.7.0/24", "true", "host-gw", "null", "192.0.2.7", "1500")
 	f.Add("", "true", "", `{"a":`, `"`, "{}")
-	cfg, err := subnet.ParseConfig([]byte(config46))
-	if err != nil {
-		f.Fatal(err)
-	}
+	cfg := parse(f, config46)
+	networks := map[string]subnet.Config{"vxlan": cfg, "host-gw": parse(f, configGW)}
 	f.Fuzz(func(t *testing.T, cidr, m, kind, data, ip, mtu string) {
 		r, ok := notes.decode(cfg, aNode([]string{cidr}, map[string]string{
 			managed: m, backendType: kind, backendData: data, publicIP: ip, mtuAnnotation: mtu,
@@ -298,7 +317,8 @@ func FuzzDecode(f *testing.F) {
 		if ok != (m == "true") {
 			t.Fatalf("a lease: %v, though %s is %q", ok, managed, m)
 		}
-		if !ok || r.Err != nil || r.Lease.Backend != "vxlan" || cfg.Check(r.Lease) != nil {
+		network, known := networks[r.Lease.Backend]
+		if !ok || r.Err != nil || !known || network.Check(r.Lease) != nil {
 			return
 		}
 		if _, err := notes.encode(r.Lease); err != nil {

@@ -56,6 +56,7 @@ func Conformance(t *testing.T, new func(t *testing.T, cfg subnet.Config) Fixture
 		{"same subnet at another address, defect 8", config4, testRival},
 		{"dual stack, defect 16", config46, testDualStack},
 		{"IPv6 only", config6, testIPv6Only},
+		{"host-gw", configGW, testGateways},
 		{"new endpoint and MTU", config4, testUpdate},
 		{"many nodes at once, defect 11", config64, testRace},
 		{"exhaustion", config4of3, testExhaustion},
@@ -86,6 +87,7 @@ const (
 	config64   = `{"Network":"10.244.0.0/16","SubnetLen":22,"SubnetMin":"10.244.0.0"}` // 64 subnets
 	config4of3 = `{"Network":"10.244.0.0/22"}`                                         // 3, the first being left out
 	config6    = `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:244::/48"}`
+	configGW   = `{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}`
 	config46   = `{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48"}`
 )
 

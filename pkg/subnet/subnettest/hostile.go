@@ -62,6 +62,7 @@ func hostiles(t *testing.T, own subnet.Lease) []hostile {
 		{"10.244.240.0-24", with(map[string]any{"PublicIP": "255.255.255.255"}), "broadcast"},
 		{"10.244.240.0-24", with(map[string]any{"PublicIP": ours.Underlay.String()}), ours.Underlay.String()},
 		{"10.244.240.0-24", with(map[string]any{"BackendType": "udp"}), "udp"},
+		{"10.244.240.0-24", with(map[string]any{"BackendType": "host-gw"}), "host-gw"},
 	}
 }
 
