@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"net/netip"
 	"os/exec"
 	"slices"
 	"strings"
@@ -226,4 +227,59 @@ func TestDirectRouting(t *testing.T) {
 	ip(t, "ip link set eth0 up")
 	ip(t, "ip addr add 2001:db8::10/64 dev eth0 nodad")
 	r.routesAre(slices.Concat(near, far)...)
+}
+
+// With host-gw there is no device: peers on the same link have plain routes, and
+// others none, which is said.
+func TestHostGateway(t *testing.T) {
+	underlay6(t)
+	cfg, err := subnet.ParseConfig([]byte(`{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"host-gw"}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gateway := func(name, subnets string, addrs ...string) subnet.Lease {
+		l := lease(name, subnets, addrs[0], 1)
+		l.Backend, l.VTEPs = subnet.TypeHostGW, nil
+		for _, a := range addrs {
+			l.VTEPs = append(l.VTEPs, subnet.VTEP{Underlay: netip.MustParseAddr(a)})
+		}
+		return l
+	}
+	tunnelled := subnettest.NewStore(network(t))
+	dir := t.TempDir()
+	change := func(c *Config) { c.RunDir = dir }
+	before := start(t, tunnelled, change) // the node was one with a tunnel
+	before.ready()
+	before.end()
+	store := subnettest.NewStore(cfg)
+	put(t, store, gateway("near", "10.244.77.0/24 fd00:0:0:77::/64", "192.0.2.77", "2001:db8::77"))
+	put(t, store, gateway("four", "10.244.78.0/24 fd00:0:0:78::/64", "192.0.2.78"))
+	put(t, store, gateway("far", "10.244.79.0/24", "198.51.100.79"))
+	r := start(t, store, change)
+	s := r.ready()
+	r.routesAre("10.244.77.0/24 via 192.0.2.77 dev eth0", "fd00:0:0:77::/64 via 2001:db8::77 dev eth0", "10.244.78.0/24 via 192.0.2.78 dev eth0")
+	if len(s.Devices) != 0 || s.Backend != "host-gw" || s.PodMTU != 1500 || s.Lease.MTU != 1500 {
+		t.Errorf("status %+v", s)
+	}
+	if out := ip(t, "ip -d link show type vxlan"); out != "" {
+		t.Errorf("left of the tunnel: %s", out)
+	}
+	if out := ip(t, "nft list ruleset"); strings.Contains(out, "8472") || !strings.Contains(out, "masquerade") {
+		t.Errorf("rules:\n%s", out)
+	}
+	peers, err := r.client.Peers(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range peers {
+		if want := map[string]string{"near": "[]", "four": "[an underlay address of fd00:0:0:78::/64's family, as host-gw needs it]", "far": "[a link that both nodes are on, as host-gw needs it]"}[p.Node]; fmt.Sprint(p.Missing) != want {
+			t.Errorf("%s misses %v, want %s", p.Node, p.Missing, want)
+		}
+	}
+	ip(t, "ip route flush proto 77")
+	r.routesAre("10.244.77.0/24 via 192.0.2.77 dev eth0", "fd00:0:0:77::/64 via 2001:db8::77 dev eth0", "10.244.78.0/24 via 192.0.2.78 dev eth0")
+	r.end()
+	if s := start(t, store, change).ready(); s.Kernel.Operations != 0 {
+		t.Errorf("a restart made %d operations", s.Kernel.Operations)
+	}
 }
