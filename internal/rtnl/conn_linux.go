@@ -27,8 +27,8 @@ const (
 	receiveBytes = 1 << 20
 )
 
-// A Conn is one NETLINK_ROUTE socket in one network namespace. It is not safe
-// for concurrent use.
+// A Conn is one netlink socket in one network namespace: of NETLINK_ROUTE, or by
+// DialNetfilter of NETLINK_NETFILTER. It is not safe for concurrent use.
 type Conn struct {
 	fd   int
 	port uint32
@@ -37,8 +37,10 @@ type Conn struct {
 }
 
 // Dial opens a socket in the calling thread's network namespace.
-func Dial() (*Conn, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+func Dial() (*Conn, error) { return dial(unix.NETLINK_ROUTE) }
+
+func dial(protocol int) (*Conn, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}

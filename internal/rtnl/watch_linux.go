@@ -14,7 +14,7 @@ import (
 // this holds some ten thousand before the kernel drops any.
 const watchBytes = 8 << 20
 
-// A Watcher receives what the kernel multicasts to rtnetlink groups.
+// A Watcher receives what the kernel multicasts to netlink groups.
 type Watcher struct {
 	file *os.File
 	raw  syscall.RawConn
@@ -40,12 +40,14 @@ var ErrOverrun = errors.New("netlink notifications were lost (receive buffer ove
 
 // Watch joins rtnetlink groups (unix.RTNLGRP_…) in the calling thread's network
 // namespace.
-func Watch(groups ...int) (*Watcher, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+func Watch(groups ...int) (*Watcher, error) { return watch(unix.NETLINK_ROUTE, groups) }
+
+func watch(protocol int, groups []int) (*Watcher, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
-	w := &Watcher{file: os.NewFile(uintptr(fd), "rtnetlink"), in: make([]byte, 64<<10)}
+	w := &Watcher{file: os.NewFile(uintptr(fd), "netlink"), in: make([]byte, 64<<10)}
 	if w.raw, err = w.file.SyscallConn(); err == nil {
 		err = w.join(fd, groups)
 	}
@@ -65,7 +67,7 @@ func (w *Watcher) join(fd int, groups []int) error {
 	}
 	for _, g := range groups {
 		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g); err != nil {
-			return fmt.Errorf("join rtnetlink group %d: %w", g, err)
+			return fmt.Errorf("join netlink group %d: %w", g, err)
 		}
 	}
 	return nil
