@@ -1,10 +1,11 @@
 package ipam
 
 import (
+	"bytes"
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -24,6 +25,9 @@ func (l layout) wanted(req Request) (int, error) {
 		if n := len(f.value); n == 0 || n > f.max {
 			return noSlot, &RequestError{f.field, f.value, fmt.Sprintf("has %d bytes, want 1 to %d", n, f.max)}
 		}
+	}
+	if m := req.MAC; m != nil && (len(m) != 6 || m[0]&1 != 0 || [6]byte(m) == [6]byte{}) {
+		return noSlot, &RequestError{"MAC", m.String(), "want a unicast Ethernet address"}
 	}
 	want := noSlot
 	for k, a := range req.Addrs {
@@ -56,12 +60,18 @@ func (l layout) text() string {
 	return l.subnets[0].String()
 }
 
-// covers returns an error if s lacks one of the addresses.
-func (s Slot) covers(addrs []netip.Addr) error {
-	for _, a := range addrs {
+// covers returns an error if s, which is held already, is not what is asked for.
+func (s Slot) covers(req Request) error {
+	for _, a := range req.Addrs {
 		if !slices.Contains(s.Addrs, a) {
 			return &RequestError{"address", a.String(), fmt.Sprintf("%s holds %v already", s.Key, s.Addrs)}
 		}
+	}
+	switch {
+	case !bytes.Equal(s.MAC, req.MAC):
+		return &RequestError{"MAC", req.MAC.String(), fmt.Sprintf("%s holds %v already, for MAC %q", s.Key, s.Addrs, s.MAC)}
+	case s.Filtered != req.Filtered:
+		return &RequestError{"source filter", strconv.FormatBool(req.Filtered), fmt.Sprintf("%s holds %v already, with %t", s.Key, s.Addrs, s.Filtered)}
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func (e *ExhaustedError) Is(target error) bool { return target == ErrExhausted }
 // A RequestError says which part of a Request cannot be met, and why. Nothing
 // was written.
 type RequestError struct {
-	Field  string // "container id", "interface name" or "address"
+	Field  string // "container id", "interface name", "address", "MAC" or "source filter"
 	Value  string
 	Reason string // what was expected, or who is in the way
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"time"
@@ -35,6 +36,9 @@ type Slot struct {
 	// plugin, so it has no link of ours by which it could be known to live.
 	Imported bool
 
+	MAC      net.HardwareAddr // that the Request asked for; nil: none
+	Filtered bool             // held, and the Request said so
+
 	acquired time.Duration // tells this hold of the slot from another by the same key
 	fresh    bool          // held since the Acquire that returned it
 }
@@ -44,6 +48,11 @@ type Request struct {
 	Key   Key
 	Pod   string       // namespace/name, for people; may be empty, and is cut if too long
 	Addrs []netip.Addr // addresses to get, at most one per family; empty: any
+
+	// For who comes after a restart, or after somebody has emptied the kernel's
+	// tables: what else the attachment is made with.
+	MAC      net.HardwareAddr // nil: it follows from the addresses
+	Filtered bool             // it may send by its MAC and addresses only
 }
 
 // Usage counts slots.
@@ -156,7 +165,7 @@ func (p *Pool) Acquire(ctx context.Context, req Request) (s Slot, err error) {
 		}
 		if v.mine.state == held {
 			s = v.mine.slot(now)
-			return s.covers(req.Addrs)
+			return s.covers(req)
 		}
 		c, err := v.choose(p.layout, others)
 		if err != nil {
@@ -168,7 +177,9 @@ func (p *Pool) Acquire(ctx context.Context, req Request) (s Slot, err error) {
 		e := entry{
 			state: held, index: c.index, key: req.Key, pod: req.Pod,
 			addrs: p.layout.addrs(c.index), acquired: now, released: c.released,
+			filtered: req.Filtered,
 		}
+		copy(e.mac[:], req.MAC)
 		if err := f.write(e); err != nil {
 			return err
 		}
@@ -249,7 +260,7 @@ func (s *slotFile) release(now time.Duration, key Key) (bool, error) {
 
 // freed is e after its release.
 func (e entry) freed(now time.Duration) entry {
-	e.state, e.released, e.imported = free, now, false
+	e.state, e.released, e.imported, e.filtered = free, now, false, false
 	return e
 }
 
@@ -261,7 +272,10 @@ func (e entry) slot(now time.Duration) Slot {
 	}
 	s := Slot{
 		Index: e.index, Key: e.key, Pod: e.pod, Held: e.state == held,
-		Age: max(0, now-since), Imported: e.imported, acquired: e.acquired,
+		Age: max(0, now-since), Imported: e.imported, Filtered: e.filtered, acquired: e.acquired,
+	}
+	if e.mac != [6]byte{} {
+		s.MAC = net.HardwareAddr(e.mac[:])
 	}
 	for _, a := range e.addrs {
 		if a.IsValid() {

@@ -19,25 +19,33 @@ import (
 //	  0  magic                        0  state (u8)
 //	  8  format version (u32)         1  length of container id (u8)
 //	 12  record size (u32)            2  length of interface name (u8)
-//	 16  slots (u32)                  3  1: imported (u8)
+//	 16  slots (u32)                  3  1: imported, 2: filtered (u8)
 //	                                  4  length of pod (u16)
 //	 24  2 × subnet:                  6  2 × address family: 0, 4 or 6 (u8)
 //	     family (u8), bits (u8),      8  slot number (u32)
 //	     address (16)                16  time of acquire, ns since boot (u64)
 //	508  CRC32C of 0…507             24  time of last release (u64), 0: none
 //	                                 32  2 × address (16)
-//	                                 64  container id, interface name, pod
+//	                                 64  MAC (6), 0: none was asked for
+//	                                 72  container id, interface name, pod
 //	                                508  CRC32C of 0…507
 //
 // What is not listed is zero, and so is all of a slot that was never used.
 const (
 	recordSize    = 512
-	formatVersion = 1
+	formatVersion = 2
 	magic         = "vxcslots"
 
 	offSubnets = 24
-	offStrings = 64
+	offMAC     = 64
+	offStrings = 72
 	offCRC     = 508
+)
+
+// Marks of a held slot.
+const (
+	markImported = 1 << iota
+	markFiltered
 )
 
 // What fits. Container ids have 64 bytes in practice and no bound in the CNI
@@ -69,6 +77,8 @@ type entry struct {
 	acquired time.Duration // since boot
 	released time.Duration // since boot, before acquired if held; 0: never
 	imported bool          // held, and not by an Acquire
+	mac      [6]byte       // that was asked for; 0: none
+	filtered bool          // held, with the filter
 }
 
 // encode writes the record. The key must fit; of the pod's name what does.
@@ -81,8 +91,12 @@ func (e entry) encode() []byte {
 	pod := cut(e.pod, min(room, maxPod))
 	b[0], b[1], b[2] = e.state, byte(len(e.key.Container)), byte(len(e.key.IfName))
 	if e.imported {
-		b[3] = 1
+		b[3] = markImported
 	}
+	if e.filtered {
+		b[3] |= markFiltered
+	}
+	copy(b[offMAC:], e.mac[:])
 	binary.LittleEndian.PutUint16(b[4:], uint16(len(pod)))
 	binary.LittleEndian.PutUint32(b[8:], uint32(e.index))
 	binary.LittleEndian.PutUint64(b[16:], uint64(e.acquired))
@@ -184,7 +198,9 @@ func (r record) entry() entry {
 		addrs:    [2]netip.Addr{r.addr(0), r.addr(1)},
 		acquired: r.acquired(),
 		released: r.released(),
-		imported: r[3] == 1,
+		imported: r[3]&markImported != 0,
+		mac:      [6]byte(r[offMAC:]),
+		filtered: r[3]&markFiltered != 0,
 	}
 }
 
@@ -210,9 +226,9 @@ func (r record) check(i int, first netip.Prefix) string {
 		return fmt.Sprintf("slot %d: times %d and %d cannot be", i, r.acquired(), r.released())
 	case r.state() == held && (r[1] == 0 || r[2] == 0):
 		return fmt.Sprintf("slot %d: held without a key", i)
-	case r[3] > 1 || r[3] == 1 && r.state() != held:
-		return fmt.Sprintf("slot %d: mark %d in state %d, want 1 (imported) only where it is held", i, r[3], r.state())
-	case binary.LittleEndian.Uint32(r[12:]) != 0 || !blank(r[end:offCRC]) || !r.addrsClean():
+	case r[3] > markImported|markFiltered || r[3] != 0 && r.state() != held:
+		return fmt.Sprintf("slot %d: marks %d in state %d, want 1 (imported) and 2 (filtered) only where it is held", i, r[3], r.state())
+	case binary.LittleEndian.Uint32(r[12:]) != 0 || r[offMAC]&1 != 0 || !blank(r[offMAC+6:offStrings]) || !blank(r[end:offCRC]) || !r.addrsClean():
 		return fmt.Sprintf("slot %d: bytes that the format does not know", i)
 	}
 	if a := nth(first, i); r.state() == held && r.addr(0) != a {

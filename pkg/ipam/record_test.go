@@ -17,7 +17,7 @@ func example() entry {
 	return entry{
 		state: held, index: 7, key: Key{strings.Repeat("c", 64), "eth0"}, pod: "default/web-0",
 		addrs:    [2]netip.Addr{netip.MustParseAddr("10.244.1.7"), netip.MustParseAddr("fd00::7")},
-		acquired: 5 * time.Hour, released: 4 * time.Hour,
+		acquired: 5 * time.Hour, released: 4 * time.Hour, mac: [6]byte{2, 0, 0, 0, 0, 9},
 	}
 }
 
@@ -29,7 +29,9 @@ func TestRecordRoundTrip(t *testing.T) {
 	freed.state = free
 	imported := example()
 	imported.imported = true
-	for _, e := range []entry{example(), longest, freed, imported, {state: free, index: 7, released: 1}} {
+	filtered := example()
+	filtered.filtered, filtered.mac = true, [6]byte{}
+	for _, e := range []entry{example(), longest, freed, imported, filtered, {state: free, index: 7, released: 1}} {
 		r := record(e.encode())
 		if reason := r.check(7, testSubnet); reason != "" {
 			t.Errorf("%+v: %s", e, reason)
@@ -96,8 +98,11 @@ func TestRecordCheckRefuses(t *testing.T) {
 		{"acquired before boot", func(b []byte) { b[23] = 0x80 }, "cannot be"},
 		{"released before boot", func(b []byte) { b[31] = 0x80 }, "cannot be"},
 		{"free, never released", func(b []byte) { b[0] = free; copy(b[24:32], zero[:]) }, "cannot be"},
-		{"mark", func(b []byte) { b[3] = 2 }, "mark 2 in state 1"},
-		{"free and imported", func(b []byte) { b[0], b[3] = free, 1; b[24] = 1 }, "mark 1 in state 2"},
+		{"marks", func(b []byte) { b[3] = 4 }, "marks 4 in state 1"},
+		{"free and imported", func(b []byte) { b[0], b[3] = free, 1; b[24] = 1 }, "marks 1 in state 2"},
+		{"free and filtered", func(b []byte) { b[0], b[3] = free, 2; b[24] = 1 }, "marks 2 in state 2"},
+		{"MAC of a group", func(b []byte) { b[offMAC] = 1 }, "bytes that the format does not know"},
+		{"behind the MAC", func(b []byte) { b[offMAC+6] = 1 }, "bytes that the format does not know"},
 		{"byte 12", func(b []byte) { b[12] = 1 }, "bytes that the format does not know"},
 		{"behind the names", func(b []byte) { b[offCRC-1] = 1 }, "bytes that the format does not know"},
 		{"family", func(b []byte) { b[7] = 5 }, "bytes that the format does not know"},
@@ -134,7 +139,7 @@ func TestHeader(t *testing.T) {
 		want   string
 	}{
 		{"magic", func(b []byte) { b[0] = 'x' }, 0, "not a slot file"},
-		{"version", func(b []byte) { b[8] = 2 }, 8, "format version 2, want 1"},
+		{"version", func(b []byte) { b[8] = 1 }, 8, "format version 1, want 2"},
 		{"record size", func(b []byte) { b[13] = 4 }, 8, "256 slots of 1024 bytes, want 256 of 512"},
 		{"slots", func(b []byte) { b[17] = 2 }, 8, "512 slots of 512 bytes, want 256"},
 		{"no subnet", func(b []byte) { b[24], b[42] = 0, 0 }, 24, "want one for each address family"},
