@@ -82,7 +82,7 @@ func newAddition(args *skel.CmdArgs) (addition, error) {
 	if err != nil {
 		return addition{}, err
 	}
-	want := conf.Want.or(env.Want)
+	want := conf.want(args.IfName, env.Want)
 	return addition{conf: conf, prev: prev, want: want, pod: pod.Attachment{
 		Container: args.ContainerID,
 		IfName:    args.IfName,
@@ -91,6 +91,7 @@ func newAddition(args *skel.CmdArgs) (addition, error) {
 		Pod:       env.Pod,
 		MAC:       want.MAC,
 		Hairpin:   conf.Hairpin,
+		Filter:    conf.Filter,
 	}}, nil
 }
 
@@ -101,7 +102,9 @@ func (a addition) run(ctx context.Context, node subnet.NodeFile, pool *ipam.Pool
 	if bytes.Equal(a.want.MAC, bridge.MAC()) {
 		return fail(types.ErrInvalidNetworkConfig, "requested MAC %s: is that of bridge %s, the pod's gateway", a.want.MAC, bridge.Name)
 	}
-	slot, err := acquire(ctx, pool, ipam.Request{Key: a.key(), Pod: a.pod.Pod, Addrs: a.want.Addrs})
+	slot, err := acquire(ctx, pool, ipam.Request{
+		Key: a.key(), Pod: a.pod.Pod, Addrs: a.want.Addrs, MAC: a.want.MAC, Filtered: a.pod.Filter,
+	})
 	if err != nil {
 		return err
 	}

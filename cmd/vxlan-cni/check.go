@@ -53,7 +53,7 @@ func check(args *skel.CmdArgs) error {
 		return explain(errors.Join(err, checkGuestSlots(slots, key, want.Addrs), pod.CheckGuest(want, node.Bridge)))
 	}
 	if err == nil {
-		err = checkSlot(slots, key, want.Addrs)
+		err = checkSlot(slots, key, want)
 	}
 	return explain(errors.Join(err, pod.Check(want, node.Bridge)))
 }
@@ -125,16 +125,21 @@ func hasDefaultRoute(result *current.Result, gateway netip.Addr) bool {
 	})
 }
 
-// checkSlot looks whether the attachment holds the addresses that it has.
-func checkSlot(slots []ipam.Entry, key ipam.Key, want []netip.Prefix) error {
+// checkSlot looks whether the attachment holds the addresses that it has, and
+// whether the filter lets it send by them.
+func checkSlot(slots []ipam.Entry, key ipam.Key, want pod.Attachment) error {
 	at := slices.IndexFunc(slots, func(e ipam.Entry) bool { return e.Key == key })
 	if at < 0 {
-		return fmt.Errorf("addresses %v: no slot is held for them by %s of container %s", want, key.IfName, key.Container)
+		return fmt.Errorf("addresses %v: no slot is held for them by %s of container %s", want.Addrs, key.IfName, key.Container)
 	}
-	for _, a := range slots[at].Addrs {
-		if !slices.ContainsFunc(want, func(p netip.Prefix) bool { return p.Addr() == a }) {
-			return fmt.Errorf("addresses %v: the slot of %s of container %s is for %v", want, key.IfName, key.Container, slots[at].Addrs)
+	slot := slots[at]
+	for _, a := range slot.Addrs {
+		if !slices.ContainsFunc(want.Addrs, func(p netip.Prefix) bool { return p.Addr() == a }) {
+			return fmt.Errorf("addresses %v: the slot of %s of container %s is for %v", want.Addrs, key.IfName, key.Container, slot.Addrs)
 		}
 	}
-	return nil
+	if !slot.Filtered {
+		return nil
+	}
+	return pod.CheckFilter(pod.Guarded{Container: key.Container, IfName: key.IfName, MAC: want.MAC, Addrs: slot.Addrs})
 }

@@ -101,6 +101,10 @@ func (s stale) remove(ctx context.Context, dir string) error {
 	if stands, err := pod.Attached(s.key.Container, s.key.IfName); stands || err != nil {
 		return err
 	}
+	// What an ADD left that was killed before there was a link.
+	if _, err := pod.Detach(s.key.Container, s.key.IfName); err != nil {
+		return err
+	}
 	if _, err := ipam.ReleaseAll(ctx, dir, s.key); err != nil {
 		return fmt.Errorf("release addresses of %s of container %s: %w", s.key.IfName, s.key.Container, err)
 	}

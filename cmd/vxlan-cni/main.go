@@ -29,9 +29,10 @@ on standard input (https://www.cni.dev/docs/spec). By hand, try cnitool.
 
 CNI versions: 0.3.0 0.3.1 0.4.0 1.0.0 1.1.0
 Configuration, beside the specification's keys:
-  runDir   folder of overlayd's node file, default /run/vxlan-cni
-  hairpin  whether a pod reaches itself through its Service, default true
-Capabilities: mac, ips
+  runDir        folder of overlayd's node file, default /run/vxlan-cni
+  hairpin       whether a pod reaches itself through its Service, default true
+  sourceFilter  whether a pod may send by its own MAC and addresses only, default true
+Capabilities: mac, ips, io.kubernetes.cri.pod-annotations
 
 Options:
   --help     this text

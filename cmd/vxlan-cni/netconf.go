@@ -25,9 +25,11 @@ type netConf struct {
 	Name    string // of the network
 	RunDir  string // folder of node file and slots
 	Hairpin bool
+	Filter  bool // a pod may send by its own MAC and addresses only
 	DNS     types.DNS
 
-	Want wanted // by runtimeConfig, else by args.cni; parseStrict only
+	// What the attachment is to have, of falling rank; parseStrict only.
+	Runtime, Annotated, Args wanted
 
 	raw rawConf // for what one verb alone needs
 }
@@ -56,6 +58,7 @@ type rawConf struct {
 	Name       string     `json:"name"`
 	RunDir     *string    `json:"runDir"`
 	Hairpin    *bool      `json:"hairpin"`
+	Filter     *bool      `json:"sourceFilter"`
 	DNS        types.DNS  `json:"dns"`
 	IPMasq     bool       `json:"ipMasq"`
 	IPAM       types.IPAM `json:"ipam"`
@@ -73,12 +76,16 @@ type rawConf struct {
 type rawWanted struct {
 	MAC string   `json:"mac"`
 	IPs []string `json:"ips"`
+
+	Annotations json.RawMessage `json:"io.kubernetes.cri.pod-annotations"` // of runtimeConfig only
 }
+
+const annotationsCapability = "io.kubernetes.cri.pod-annotations"
 
 // ownKeys are ours, specKeys the specification's and libcni's for a plugin. A key with a dot or
 // slash is somebody's name space, such as cni.dev/valid-attachments.
 var (
-	ownKeys  = []string{"hairpin", "runDir"}
+	ownKeys  = []string{"hairpin", "runDir", "sourceFilter"}
 	specKeys = []string{
 		"args", "capabilities", "cniVersion", "cniVersions", "disableCheck", "disableGC", "dns", "ipMasq", "ipam",
 		"loadOnlyInlinedPlugins", "name", "prevResult", "runtimeConfig", "type",
@@ -113,12 +120,23 @@ func parseStrict(data []byte) (netConf, error) {
 	if !raw.IPAM.IsEmpty() {
 		return netConf{}, fail(types.ErrUnsupportedField, "ipam.type: %q: addresses come from the node's lease, want no such key", raw.IPAM.Type)
 	}
-	if c.Want, err = raw.RuntimeConfig.parse("runtimeConfig"); err != nil {
+	if c.Runtime, err = raw.RuntimeConfig.parse("runtimeConfig"); err != nil {
 		return netConf{}, err
 	}
-	lower, err := raw.Args.CNI.parse("args.cni")
-	c.Want = c.Want.or(lower)
+	if c.Annotated, err = parseAnnotations(raw.RuntimeConfig.Annotations); err != nil {
+		return netConf{}, err
+	}
+	c.Args, err = raw.Args.CNI.parse("args.cni")
 	return c, err
+}
+
+// want is what an interface is to have; env is of the lowest rank.
+func (c netConf) want(ifname string, env wanted) wanted {
+	w := c.Runtime
+	if ifname == annotated {
+		w = w.or(c.Annotated)
+	}
+	return w.or(c.Args).or(env)
 }
 
 // parse reads a configuration that attachments were made by, maybe long ago and
@@ -132,7 +150,7 @@ func parse(data []byte) (netConf, error) {
 		}
 		return netConf{}, fail(types.ErrDecodingFailure, "network configuration: %w", err)
 	}
-	c := netConf{Version: raw.CNIVersion, Name: raw.Name, RunDir: subnet.RunDir, Hairpin: true, DNS: raw.DNS, raw: raw}
+	c := netConf{Version: raw.CNIVersion, Name: raw.Name, RunDir: subnet.RunDir, Hairpin: true, Filter: true, DNS: raw.DNS, raw: raw}
 	if raw.RunDir != nil {
 		c.RunDir = filepath.Clean(*raw.RunDir)
 		if !filepath.IsAbs(c.RunDir) {
@@ -141,6 +159,9 @@ func parse(data []byte) (netConf, error) {
 	}
 	if raw.Hairpin != nil {
 		c.Hairpin = *raw.Hairpin
+	}
+	if raw.Filter != nil {
+		c.Filter = *raw.Filter
 	}
 	return c, nil
 }

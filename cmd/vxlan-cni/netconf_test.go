@@ -23,7 +23,7 @@ func TestParseStrict(t *testing.T) {
 		"name spaces":               {`, "cni.dev/valid-attachments": [], "example.org/key": 1, "k8s.v1.cni.cncf.io": 2`, `/run/vxlan-cni true  []`},
 		"empty IPAM, no masquerade": {`, "ipam": {}, "ipMasq": false, "dns": {}, "prevResult": null`, `/run/vxlan-cni true  []`},
 		"args":                      {`, "args": {"cni": {"ips": ["fd00::1/64"], "labels": [{"key": "a"}]}, "other": 1}`, `/run/vxlan-cni true  [fd00::1]`},
-		"unknown":                   {`, "isGateway": true`, `7: network configuration: key "isGateway": unknown; want one of the specification's or hairpin, runDir`},
+		"unknown":                   {`, "isGateway": true`, `7: network configuration: key "isGateway": unknown; want one of the specification's or hairpin, runDir, sourceFilter`},
 		"wrong type":                {`, "hairpin": 1`, `7: network configuration: hairpin: is a JSON number, want bool`},
 		"wrong type below":          {`, "runtimeConfig": {"ips": "10.0.0.1"}`, `7: network configuration: runtimeConfig.ips: is a JSON string, want []string`},
 		"relative":                  {`, "runDir": ""`, `7: runDir: "": want an absolute path`},
@@ -34,7 +34,7 @@ func TestParseStrict(t *testing.T) {
 		"cut short":                 {`, `, `6: network configuration: `},
 	} {
 		c, err := parseStrict([]byte(strings.TrimSuffix(base+test.more+"}", ", }")))
-		got := fmt.Sprintf("%s %t %v %v", c.RunDir, c.Hairpin, c.Want.MAC, c.Want.Addrs)
+		got := fmt.Sprintf("%s %t %v %v", c.RunDir, c.Hairpin, c.want("eth0", wanted{}).MAC, c.want("eth0", wanted{}).Addrs)
 		if err != nil {
 			var coded *types.Error
 			if !errors.As(err, &coded) {

@@ -26,6 +26,7 @@ type Attachment struct {
 	MAC      net.HardwareAddr // nil: MACFor(Addrs)
 	MTU      int              // bytes
 	Hairpin  bool             // the pod may reach itself through the bridge
+	Filter   bool             // the pod may send by its own MAC and addresses only
 }
 
 // A Result is what Attach made.
@@ -57,9 +58,7 @@ func Attach(a Attachment, bridge Ensured) (_ Result, err error) {
 	if err := a.check(); err != nil {
 		return Result{}, err
 	}
-	if a.MAC == nil {
-		a.MAC = MACFor(a.Addrs)
-	}
+	a.MAC = a.mac()
 	ns, err := openNetns(a.Netns)
 	if err != nil {
 		return Result{}, err
@@ -76,7 +75,7 @@ func Attach(a Attachment, bridge Ensured) (_ Result, err error) {
 	}
 	defer func() { _ = inside.Close() }()
 
-	r, err := a.createPair(host, ns, bridge.Index)
+	r, release, err := a.guardAndCreate(host, ns, bridge.Index)
 	if err != nil {
 		return Result{}, err
 	}
@@ -87,7 +86,7 @@ func Attach(a Attachment, bridge Ensured) (_ Result, err error) {
 				what: "remove " + r.HostName + " again",
 				req:  newLink(unix.RTM_DELLINK, 0, r.HostIndex),
 				fine: []error{unix.ENODEV},
-			}}))
+			}}), release())
 		}
 	}()
 	if err := run(host, a.markSteps(r.HostIndex)); err != nil {
@@ -123,6 +122,42 @@ func (a Attachment) check() error {
 		return fmt.Errorf("MAC %s: want a unicast Ethernet address", a.MAC)
 	}
 	return nil
+}
+
+// mac is the MAC of the pod's end.
+func (a Attachment) mac() net.HardwareAddr {
+	if a.MAC != nil {
+		return a.MAC
+	}
+	return MACFor(a.Addrs)
+}
+
+// guardAndCreate makes the pair, behind the filter if there is to be one. release
+// takes that away again.
+func (a Attachment) guardAndCreate(c *rtnl.Conn, ns, bridge int) (_ Result, release func() error, err error) {
+	release = func() error { return nil }
+	if a.Filter {
+		name := HostName(a.Container, a.IfName)
+		// The elements of an attachment that stands are not ours to change.
+		if _, found, err := findLink(c, name); found || err != nil {
+			if found {
+				err = a.whatExists(c, name)
+			}
+			return Result{}, nil, err
+		}
+		release = func() error { return unguard(name) }
+		if err := guard(name, a.MAC, addrsOf(a.Addrs)); err != nil {
+			return Result{}, nil, err
+		}
+	}
+	r, err := a.createPair(c, ns, bridge)
+	if err != nil {
+		if !errors.Is(err, ErrAttached) {
+			err = errors.Join(err, release())
+		}
+		return Result{}, nil, err
+	}
+	return r, release, nil
 }
 
 // createPair makes both ends with one message and lets the kernel tell their

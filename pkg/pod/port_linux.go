@@ -83,8 +83,8 @@ func (p Port) Tells() bool {
 }
 
 // Detach removes the pair of which ifname is the pod's end, wherever the pod's
-// namespace is or was, and also if the node's end was renamed. One that is not there
-// is a success, and found is false.
+// namespace is or was, and also if the node's end was renamed, and then what the
+// filter has of it. One that is not there is a success, and found is false.
 func Detach(container, ifname string) (found bool, err error) {
 	c, err := rtnl.Dial()
 	if err != nil {
@@ -95,7 +95,15 @@ func Detach(container, ifname string) (found bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("look for link %s: %w", HostName(container, ifname), err)
 	}
-	return remove(c, l, found)
+	removed, err := remove(c, l, found)
+	if err != nil {
+		return false, err
+	}
+	names := []string{HostName(container, ifname)}
+	if found && l.Name != names[0] {
+		names = append(names, l.Name)
+	}
+	return removed, unguard(names...)
 }
 
 // Remove is Detach by the name of the node's end. A link of that name without
@@ -110,7 +118,11 @@ func Remove(hostName string) (found bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("look for link %s: %w", hostName, err)
 	}
-	return remove(c, l, found)
+	removed, err := remove(c, l, found)
+	if err != nil {
+		return false, err
+	}
+	return removed, unguard(hostName)
 }
 
 // remove removes a link that was found.
