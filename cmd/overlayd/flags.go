@@ -35,6 +35,7 @@ type options struct {
 	level   slog.Level
 	json    bool
 	version bool
+	cleanup bool // take everything off the node, and end
 }
 
 // parse reads flags, then the environment for those not given. Its errors name
@@ -159,6 +160,7 @@ func (o *options) define() {
 		return nil
 	})
 	f.BoolVar(&o.json, "log-json", false, "log as JSON lines")
+	f.BoolVar(&o.cleanup, "cleanup", false, "take everything of the overlay off this node, and the node out of the store; pods lose their network")
 	f.BoolVar(&o.version, "version", false, "print the version and end")
 }
 

@@ -46,6 +46,15 @@ func run(args []string) int {
 		fmt.Fprintf(os.Stderr, "overlayd: %v (see overlayd --help)\n", err)
 		return usage
 	}
+	if o.cleanup {
+		err := node.Cleanup(ctx, o.node, manager, func(did string) { fmt.Println(did) })
+		if err = errors.Join(err, manager.Close()); err != nil {
+			fmt.Fprintf(os.Stderr, "overlayd: %v\n", err)
+			return failed
+		}
+		fmt.Println("nothing of the overlay is left on this node")
+		return 0
+	}
 	log.Info("overlayd starts", "version", o.node.Version, "node", o.node.Node)
 	err = errors.Join(node.Run(ctx, o.node, manager, log), manager.Close())
 	if err != nil {

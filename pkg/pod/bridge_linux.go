@@ -108,14 +108,31 @@ func (b Bridge) create(c *rtnl.Conn) (link, error) {
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))
 	req.AddData(info)
-	if err := run(c, []step{{"create", req, []error{unix.EEXIST}}}); err != nil {
-		return link{}, err
+	errs := c.Batch([]*nl.NetlinkRequest{req})
+	if errs[0] != nil && !errors.Is(errs[0], unix.EEXIST) {
+		return link{}, fmt.Errorf("create: %w", errs[0])
+	}
+	if errs[0] == nil { // it is ours, so it may be removed at the end
+		if err := run(c, []step{{what: "set alias", req: setAlias(b.Name, bridgeAlias), fine: []error{unix.ENODEV}}}); err != nil {
+			return link{}, err
+		}
 	}
 	l, err := getLink(c, b.Name)
 	if err != nil {
 		return link{}, fmt.Errorf("read it back: %w", err)
 	}
 	return l, nil
+}
+
+// bridgeAlias marks a bridge that we made; one that was there before us has none.
+const bridgeAlias = aliasMark + " bridge"
+
+// setAlias gives a link of that name an alias.
+func setAlias(name, alias string) *nl.NetlinkRequest {
+	req := newLink(unix.RTM_NEWLINK, 0, 0)
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, nl.NonZeroTerminated(alias)))
+	return req
 }
 
 // linkSteps is what it takes for the link itself to be right.

@@ -1,0 +1,105 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/vxlan-cni/vxlan-cni/internal/api"
+	"github.com/vxlan-cni/vxlan-cni/pkg/firewall"
+	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
+	"github.com/vxlan-cni/vxlan-cni/pkg/vxlan"
+)
+
+// A Withdrawer is a Manager that can take a node out of the store for good: its
+// lease, and what was announced. What is not there is a success.
+type Withdrawer interface {
+	Withdraw(ctx context.Context, node string) error
+}
+
+// withdrawWithin bounds what a store that does not answer may hold up.
+const withdrawWithin = 15 * time.Second
+
+// Cleanup takes everything off this node that bears our mark, and the node out of
+// the store, and tells each thing that it did. Nothing else is touched. It goes on
+// after errors, and joins them. It refuses while a daemon runs, which would make
+// everything anew.
+func Cleanup(ctx context.Context, cfg Config, m subnet.Manager, tell func(string)) error {
+	if err := cfg.Check(); err != nil {
+		return err
+	}
+	if _, err := os.Stat(cfg.RunDir); err == nil {
+		folder, err := lock(cfg.RunDir)
+		if err != nil {
+			return fmt.Errorf("%w: stop it first", err)
+		}
+		defer folder.unlock()
+	}
+	var errs []error
+	// Peers stop sending before there is nobody to receive.
+	if w, ok := m.(Withdrawer); ok {
+		limited, cancel := context.WithTimeout(ctx, withdrawWithin)
+		defer cancel()
+		if err := w.Withdraw(limited, cfg.Node); err != nil {
+			errs = append(errs, fmt.Errorf("node is not taken out of the store: %w", err))
+		} else {
+			tell("the store has no lease of " + cfg.Node)
+		}
+	}
+	for _, remove := range []func() ([]string, error){
+		vxlan.RemoveRoutes, func() ([]string, error) { return vxlan.RemoveDevices() }, pod.RemoveAll, firewall.Remove,
+		func() ([]string, error) { return removeFiles(cfg.RunDir) },
+	} {
+		did, err := remove()
+		for _, d := range did {
+			tell(d)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// removeFiles removes our files from the run folder, and the folder if it is empty
+// then. The lock goes last.
+func removeFiles(dir string) (did []string, err error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, e := range entries {
+		if !ourFile(e.Name()) {
+			continue
+		}
+		path := filepath.Join(dir, e.Name())
+		if err := os.RemoveAll(path); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		did = append(did, "removed "+path)
+	}
+	if os.Remove(dir) == nil {
+		did = append(did, "removed "+dir)
+	}
+	return did, errors.Join(errs...)
+}
+
+// turnsName is vxlan-cni's lock, by which it takes turns with itself.
+const turnsName = "attach.lock"
+
+func ourFile(name string) bool {
+	switch name {
+	case subnet.NodeFileName, refusedName, lockName, api.SocketName, turnsName:
+		return true
+	}
+	return strings.HasPrefix(name, "slots-") || strings.HasPrefix(name, "."+subnet.NodeFileName)
+}
