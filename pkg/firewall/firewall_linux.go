@@ -103,8 +103,12 @@ func (f *Firewall) Ensure(r Rules) (did []string, err error) {
 	f.rules, f.asked = r, true
 	for range attempts {
 		steps, err := f.steps()
-		if err != nil || f.good {
+		if err != nil {
 			return did, err
+		}
+		if f.good {
+			f.heard()
+			return did, nil
 		}
 		var errs []error
 		for _, s := range steps {
@@ -117,6 +121,14 @@ func (f *Firewall) Ensure(r Rules) (did []string, err error) {
 		}
 	}
 	return did, fmt.Errorf("firewall: the kernel holds something else after %d attempts: %q", attempts, did)
+}
+
+// heard takes back what Ready has to say: all of it has been dealt with.
+func (f *Firewall) heard() {
+	select {
+	case <-f.ready:
+	default:
+	}
 }
 
 // renew takes a new socket after a failure: answers to what failed may still be

@@ -131,7 +131,8 @@ func (t *nftTable) buildRule(c *nftables.Chain, r rule, f family) *nftables.Rule
 	if r.multicast {
 		e = append(e, within(f, true, f.multicast)...)
 	}
-	out.Exprs = append(e, act(r.do)...)
+	e = append(e, act(r.do)...)
+	out.Exprs = e
 	return out
 }
 

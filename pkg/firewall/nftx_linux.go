@@ -224,7 +224,7 @@ func (n *nft) removeStep(f family, name string, t xtable) step {
 	table := &nftables.Table{Name: name, Family: f.nft()}
 	words := fmt.Sprintf("removed our chains from iptables table %s (%s, nft)", name, f.name)
 	return n.change(words, func() error {
-		if slices.Contains(t.marks(), made+"TABLE") {
+		if t[made+"TABLE"] != nil {
 			empty, err := n.emptyBut(table, t.ours())
 			if err != nil {
 				return err
@@ -261,9 +261,9 @@ func (n *nft) removeChains(table *nftables.Table, t xtable) error {
 	for _, name := range append(gone, t.marks()...) {
 		n.conn.DelChain(chain(name))
 	}
-	for _, mark := range t.marks() {
-		name := strings.TrimPrefix(mark, made)
-		if c, ok := t[name]; ok && c.builtin && !c.drop && c.only(gone) {
+	for _, name := range builtins {
+		c, ok := t[name]
+		if ok && (t[made+name] != nil || t[made+"TABLE"] != nil) && c.builtin && !c.drop && c.only(gone) {
 			n.conn.DelChain(chain(name))
 		}
 	}

@@ -287,7 +287,7 @@ var xtableNames = []string{"raw", "nat", "filter"}
 func (t xtable) write(b *strings.Builder, mine []xwant, leftover []string, mark bool) {
 	for _, w := range mine {
 		fmt.Fprintf(b, ":%s - [0:0]\n", w.chain)
-		if mark && len(t) == 0 {
+		if mark && t == nil {
 			fmt.Fprintf(b, ":%sTABLE - [0:0]\n", made)
 		} else if mark && w.calls != "" && t[w.calls] == nil {
 			fmt.Fprintf(b, ":%s%s - [0:0]\n", made, w.calls)
