@@ -132,32 +132,43 @@ func (a Attachment) mac() net.HardwareAddr {
 	return MACFor(a.Addrs)
 }
 
+// group is the link group of the node's end.
+func (a Attachment) group() uint32 {
+	if a.Filter {
+		return GuardedGroup
+	}
+	return Group
+}
+
 // guardAndCreate makes the pair, behind the filter if there is to be one. release
 // takes that away again.
 func (a Attachment) guardAndCreate(c *rtnl.Conn, ns, bridge int) (_ Result, release func() error, err error) {
-	release = func() error { return nil }
-	if a.Filter {
-		name := HostName(a.Container, a.IfName)
-		// The elements of an attachment that stands are not ours to change.
-		if _, found, err := findLink(c, name); found || err != nil {
-			if found {
-				err = a.whatExists(c, name)
-			}
-			return Result{}, nil, err
-		}
-		release = func() error { return unguard(name) }
-		if err := guard(name, a.MAC, addrsOf(a.Addrs)); err != nil {
-			return Result{}, nil, err
-		}
+	if !a.Filter {
+		r, err := a.createPair(c, ns, bridge)
+		return r, func() error { return nil }, err
 	}
-	r, err := a.createPair(c, ns, bridge)
-	if err != nil {
-		if !errors.Is(err, ErrAttached) {
-			err = errors.Join(err, release())
+	name := HostName(a.Container, a.IfName)
+	// The elements of an attachment that stands are not ours to change.
+	if _, found, err := findLink(c, name); found || err != nil {
+		if found {
+			err = a.whatExists(c, name)
 		}
 		return Result{}, nil, err
 	}
-	return r, release, nil
+	f, err := dialFilter()
+	if err != nil {
+		return Result{}, nil, err
+	}
+	defer f.close()
+	if err := f.guard(name, a.MAC, addrsOf(a.Addrs)); err != nil {
+		return Result{}, nil, err
+	}
+	release = func() error { return unguard(name) }
+	r, err := a.createPair(c, ns, bridge)
+	if err != nil && !errors.Is(err, ErrAttached) {
+		err = errors.Join(err, release())
+	}
+	return r, release, err
 }
 
 // createPair makes both ends with one message and lets the kernel tell their
@@ -173,7 +184,7 @@ func (a Attachment) createPair(c *rtnl.Conn, ns, bridge int) (Result, error) {
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(r.HostName)))
 	req.AddData(nl.NewRtAttr(unix.IFLA_MTU, mtu))
 	req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(bridge))))
-	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(Group)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(a.group())))
 
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))

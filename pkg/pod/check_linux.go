@@ -53,7 +53,7 @@ func (a Attachment) checkHost(c *rtnl.Conn, bridge string) (peer int, gatewayMAC
 		return l.Peer, nil, fmt.Errorf("bridge %s: %w", bridge, err)
 	}
 	var wrong []error
-	if p := port(l); l.Group != Group || p.Container != a.Container || p.IfName != a.IfName {
+	if p := port(l); !l.ours() || p.Container != a.Container || p.IfName != a.IfName {
 		wrong = append(wrong, fmt.Errorf("link %s has group %#x and alias %q, want %#x and %s/%s", name, l.Group, l.Alias, Group, a.Container, a.IfName))
 	}
 	if !l.Up {

@@ -21,23 +21,19 @@ func (e element) port() string {
 	return text([]byte(e.key[:min(len(e.key), sizeIfName)]))
 }
 
-// portElement is a port's element of setPorts.
-func portElement(port string) element {
-	return element{setPorts, string(append([]byte(port), make([]byte, max(0, sizeIfName-len(port)))...))}
-}
-
 // portElements is all that lets a port send by its MAC and addresses, and the
 // link-local one that the kernel makes of the MAC.
 func portElements(port string, mac net.HardwareAddr, addrs []netip.Addr) []element {
-	e := portElement(port)
-	withMAC := e.key + string(mac) + string(make([]byte, sizeMAC-len(mac)))
-	list := []element{e, {setMACs, withMAC}, {setIPv6, withMAC + string(linkLocal(mac).Addr().AsSlice())}}
+	key := make([]byte, sizeIfName+sizeMAC)
+	copy(key, port)
+	copy(key[sizeIfName:], mac)
+	list := []element{{setMACs, string(key)}, {setIPv6, string(key) + string(linkLocal(mac).Addr().AsSlice())}}
 	for _, a := range addrs {
 		s := setIPv6
 		if a.Is4() {
 			s = setIPv4
 		}
-		list = append(list, element{s, withMAC + string(a.AsSlice())})
+		list = append(list, element{s, string(key) + string(a.AsSlice())})
 	}
 	return list
 }

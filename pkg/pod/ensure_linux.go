@@ -21,45 +21,44 @@ type Guarded struct {
 	IfName    string
 	MAC       net.HardwareAddr // nil: MACFor(Addrs), as in an Attachment
 	Addrs     []netip.Addr
-	Open      bool // it was attached without the filter: none of it is to be there
 }
 
 // EnsureFilter makes the table what it should be, and does nothing but look where
 // it is. It returns what it did.
 //
-// want tells all attachments that hold addresses, also those whose link is not there
-// yet. It is called after the table was read, and maybe again: an attachment that
-// is being made has its addresses first, then its elements, and then its link, so
-// what is in the table and unknown to want is no ADD at work.
+// want tells all attachments with the filter that hold addresses, also those whose
+// link is not there yet. It is called after the table was read, and maybe again: an
+// attachment that is being made has its addresses first, then its elements, and then
+// its link, so what is in the table and unknown to want is no ADD at work.
 //
 // Elements of ports that nobody wants and that have no link are removed. A link that
-// nobody knows keeps what it has: to take it away would let it send anything.
+// want does not tell of keeps what it has.
 func EnsureFilter(want func() ([]Guarded, error)) (changes []string, err error) {
-	c, err := rtnl.DialNetfilter()
+	f, err := dialFilter()
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = c.Close() }()
+	defer f.close()
 	for attempt := 0; ; attempt++ {
-		changes, err := ensureFilter(c, want)
+		changes, err := f.ensure(want)
 		if err == nil || !again(attempt, err) {
 			return changes, wrap("source filter (table bridge "+FilterTable+")", err)
 		}
 	}
 }
 
-func ensureFilter(c *rtnl.Conn, want func() ([]Guarded, error)) (changes []string, err error) {
-	generation, err := readGeneration(c)
+func (f filter) ensure(want func() ([]Guarded, error)) (changes []string, err error) {
+	generation, err := f.generation()
 	if err != nil {
 		return nil, errNoFilter(err)
 	}
-	exists, wrong, err := compareTable(c)
+	exists, wrong, err := f.compare()
 	if err != nil {
 		return nil, err
 	}
 	var have []element
 	if exists {
-		if have, err = readElements(c); err != nil && wrong == "" {
+		if have, err = f.elements(setMACs, setIPv4, setIPv6); err != nil && wrong == "" {
 			return nil, err
 		}
 	}
@@ -84,7 +83,7 @@ func ensureFilter(c *rtnl.Conn, want func() ([]Guarded, error)) (changes []strin
 	reqs = append(reqs, elementRequests(unix.NFT_MSG_NEWSETELEM, missing)...)
 	changes = append(changes, tell("stop accepting what is not of", stale)...)
 	changes = append(changes, tell("guard", missing)...)
-	if err := change(c, generation, reqs); err != nil {
+	if err := f.change(generation, reqs); err != nil {
 		return nil, err
 	}
 	return changes, nil
@@ -140,9 +139,7 @@ func wantedElements(list []Guarded, have []element) ([]element, error) {
 			name = other
 		}
 		known[name] = true
-		if !g.Open {
-			target = append(target, portElements(name, g.mac(), g.Addrs)...)
-		}
+		target = append(target, portElements(name, g.mac(), g.Addrs)...)
 	}
 	for _, e := range have {
 		if exists[e.port()] && !known[e.port()] {
@@ -163,9 +160,9 @@ func (g Guarded) mac() net.HardwareAddr {
 	return MACFor(prefixes)
 }
 
-// readGeneration reads the number that every transaction of the namespace raises.
-func readGeneration(c *rtnl.Conn) (generation uint32, err error) {
-	err = c.Get(nftRequest(unix.NFT_MSG_GETGEN, 0), func(body []byte) {
+// generation reads the number that every transaction of the namespace raises.
+func (f filter) generation() (generation uint32, err error) {
+	err = f.c.Get(nftRequest(unix.NFT_MSG_GETGEN, 0), func(body []byte) {
 		eachNested(rtnl.NetfilterAttrs(body), unix.NFTA_GEN_ID, func(v []byte) {
 			if len(v) == 4 {
 				generation = binary.BigEndian.Uint32(v)
@@ -175,13 +172,17 @@ func readGeneration(c *rtnl.Conn) (generation uint32, err error) {
 	return generation, err
 }
 
-// readElements reads the elements of all sets.
-func readElements(c *rtnl.Conn) (all []element, err error) {
+// elements reads those of some sets. With an error it returns those that it could
+// read.
+func (f filter) elements(sets ...string) (all []element, err error) {
 	for _, s := range filterSets {
+		if !slices.Contains(sets, s.name) {
+			continue
+		}
 		var found []element
 		req := nftRequest(unix.NFT_MSG_GETSETELEM, 0,
 			textAttr(unix.NFTA_SET_ELEM_LIST_TABLE, FilterTable), textAttr(unix.NFTA_SET_ELEM_LIST_SET, s.name))
-		serr := c.Dump(req, func() { found = nil }, func(body []byte) {
+		serr := f.c.Dump(req, func() { found = nil }, func(body []byte) {
 			parseElements(rtnl.NetfilterAttrs(body), func(key []byte) {
 				if len(key) == s.keySize {
 					found = append(found, element{s.name, string(key)})
@@ -196,10 +197,10 @@ func readElements(c *rtnl.Conn) (all []element, err error) {
 	return all, err
 }
 
-// compareTable looks whether there is a table, and whether its sets, chains and
+// compare looks whether there is a table, and whether its sets, chains and
 // rules are those that we make; wrong is empty where they are.
-func compareTable(c *rtnl.Conn) (exists bool, wrong string, err error) {
-	err = c.Get(nftRequest(unix.NFT_MSG_GETTABLE, 0, textAttr(unix.NFTA_TABLE_NAME, FilterTable)), func(body []byte) {
+func (f filter) compare() (exists bool, wrong string, err error) {
+	err = f.c.Get(nftRequest(unix.NFT_MSG_GETTABLE, 0, textAttr(unix.NFTA_TABLE_NAME, FilterTable)), func(body []byte) {
 		eachNested(rtnl.NetfilterAttrs(body), unix.NFTA_TABLE_FLAGS, func(v []byte) {
 			if !numberAttr(0, 0).within(v) {
 				wrong = "it is dormant" // nft 'add table … { flags dormant; }'
@@ -224,7 +225,7 @@ func compareTable(c *rtnl.Conn) (exists bool, wrong string, err error) {
 		get  int
 		want [][]attr
 	}{{"sets", unix.NFT_MSG_GETSET, setAttrs}, {"chains", unix.NFT_MSG_GETCHAIN, chainAttrs}} {
-		same, err := sameObjects(c, kind.get, kind.want)
+		same, err := f.sameObjects(kind.get, kind.want)
 		if err != nil {
 			return true, "", fmt.Errorf("read %s: %w", kind.what, err)
 		}
@@ -232,7 +233,7 @@ func compareTable(c *rtnl.Conn) (exists bool, wrong string, err error) {
 			return true, "its " + kind.what + " are not ours", nil
 		}
 	}
-	same, err := sameRules(c)
+	same, err := f.sameRules()
 	if err != nil {
 		return true, "", fmt.Errorf("read rules: %w", err)
 	}
@@ -244,11 +245,11 @@ func compareTable(c *rtnl.Conn) (exists bool, wrong string, err error) {
 
 // sameObjects says whether the table's sets or chains are those that are wanted,
 // in whatever order.
-func sameObjects(c *rtnl.Conn, get int, want [][]attr) (same bool, err error) {
+func (f filter) sameObjects(get int, want [][]attr) (same bool, err error) {
 	var found [][]byte
 	// Attribute 1 is the table's name in all these messages.
 	table := textAttr(unix.NFTA_CHAIN_TABLE, FilterTable)
-	err = c.Dump(nftRequest(get, 0, table), func() { found = nil }, func(body []byte) {
+	err = f.c.Dump(nftRequest(get, 0, table), func() { found = nil }, func(body []byte) {
 		attrs := rtnl.NetfilterAttrs(body)
 		if nestAttr(0, table).within(attrs) { // of chains the kernel tells all
 			found = append(found, slices.Clone(attrs))
@@ -256,6 +257,9 @@ func sameObjects(c *rtnl.Conn, get int, want [][]attr) (same bool, err error) {
 	})
 	if err != nil || len(found) != len(want) {
 		return false, err
+	}
+	if get == unix.NFT_MSG_GETSET && slices.ContainsFunc(found, hasSetFlags) {
+		return false, nil
 	}
 	for _, w := range want {
 		if !slices.ContainsFunc(found, func(attrs []byte) bool { return nestAttr(0, w...).within(attrs) }) {
@@ -265,10 +269,17 @@ func sameObjects(c *rtnl.Conn, get int, want [][]attr) (same bool, err error) {
 	return true, nil
 }
 
+// hasSetFlags says whether a set is of another sort than ours, which have no flags: of
+// those the kernel tells nothing.
+func hasSetFlags(attrs []byte) (has bool) {
+	eachNested(attrs, unix.NFTA_SET_FLAGS, func([]byte) { has = true })
+	return has
+}
+
 // sameRules says whether the table's rules are ours, chain by chain and in order.
-func sameRules(c *rtnl.Conn) (same bool, err error) {
+func (f filter) sameRules() (same bool, err error) {
 	found := map[string][][]byte{}
-	err = eachRule(c, func() { clear(found) }, func(chain string, expressions []byte) {
+	err = f.eachRule(func() { clear(found) }, func(chain string, expressions []byte) {
 		found[chain] = append(found[chain], slices.Clone(expressions))
 	})
 	if err != nil {
@@ -290,9 +301,9 @@ func sameRules(c *rtnl.Conn) (same bool, err error) {
 }
 
 // eachRule reads the table's rules.
-func eachRule(c *rtnl.Conn, restart func(), fn func(chain string, expressions []byte)) error {
+func (f filter) eachRule(restart func(), fn func(chain string, expressions []byte)) error {
 	req := nftRequest(unix.NFT_MSG_GETRULE, 0, textAttr(unix.NFTA_RULE_TABLE, FilterTable))
-	return c.Dump(req, restart, func(body []byte) {
+	return f.c.Dump(req, restart, func(body []byte) {
 		attrs := rtnl.NetfilterAttrs(body)
 		eachNested(attrs, unix.NFTA_RULE_CHAIN, func(chain []byte) {
 			eachNested(attrs, unix.NFTA_RULE_EXPRESSIONS, func(list []byte) { fn(text(chain), list) })
@@ -303,12 +314,12 @@ func eachRule(c *rtnl.Conn, restart func(), fn func(chain string, expressions []
 // Spoofed returns how many frames the filter has dropped since the table was made;
 // 0 without a table.
 func Spoofed() (frames uint64, err error) {
-	c, err := rtnl.DialNetfilter()
+	f, err := dialFilter()
 	if err != nil {
 		return 0, err
 	}
-	defer func() { _ = c.Close() }()
-	err = eachRule(c, func() { frames = 0 }, func(chain string, list []byte) {
+	defer f.close()
+	err = f.eachRule(func() { frames = 0 }, func(chain string, list []byte) {
 		if chain != chainSpoofed {
 			return
 		}

@@ -15,10 +15,13 @@ import (
 )
 
 // The filter lets a pod send by its own MAC and addresses only. It is one table of
-// nftables' bridge family. Every guarded port is an element of a set, and so is
-// each combination of port, MAC and address that may be sent by; rules are the same
-// whatever pods there are. Whoever attaches the first pod makes the table, in one
-// transaction with that pod's elements, so that there is never half of it.
+// nftables' bridge family. What comes from a link of GuardedGroup is dropped, unless
+// port, MAC and address are an element of a set together. Rules are the same whatever
+// pods there are. Whoever attaches the first pod makes the table, in one transaction
+// with that pod's elements, so that there is never half of it.
+//
+// So what fails leaves a pod mute and not open: a link that was renamed, elements that
+// somebody deleted, a DEL that was killed half-way.
 
 // filterAttempts bounds how often a change is tried that somebody else's change
 // came between.
@@ -44,8 +47,8 @@ func errNoFilter(err error) error {
 
 // change carries out a transaction; one that somebody else's change came between
 // is for the caller to repeat.
-func change(c *rtnl.Conn, generation uint32, reqs []*nl.NetlinkRequest) error {
-	_, err := c.Transaction(unix.NFNL_SUBSYS_NFTABLES, generation, reqs)
+func (f filter) change(generation uint32, reqs []*nl.NetlinkRequest) error {
+	_, err := f.c.Transaction(unix.NFNL_SUBSYS_NFTABLES, generation, reqs)
 	return errNoFilter(err)
 }
 
@@ -61,19 +64,24 @@ func again(attempt int, err error) bool {
 	return true
 }
 
-// guard lets a port send by that MAC and those addresses, and by nothing else. It
-// comes before the port, which so never sends without.
-func guard(port string, mac net.HardwareAddr, addrs []netip.Addr) error {
+// A filter is the table, by a socket. To close that waits for what other changes
+// have left the kernel to do, which is some 10 ms after a removal.
+type filter struct{ c *rtnl.Conn }
+
+func dialFilter() (filter, error) {
 	c, err := rtnl.DialNetfilter()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = c.Close() }()
+	return filter{c}, err
+}
+
+func (f filter) close() { _ = f.c.Close() }
+
+// guard lets a port send by that MAC and those addresses. It comes before the port.
+func (f filter) guard(port string, mac net.HardwareAddr, addrs []netip.Addr) error {
 	elements := portElements(port, mac, addrs)
 	for attempt := 0; ; attempt++ {
-		err := change(c, 0, elementRequests(unix.NFT_MSG_NEWSETELEM, elements))
+		err := f.change(0, elementRequests(unix.NFT_MSG_NEWSETELEM, elements))
 		if errors.Is(err, unix.ENOENT) { // no table yet, unless somebody is quicker
-			err = change(c, 0, append(createTable(), elementRequests(unix.NFT_MSG_NEWSETELEM, elements)...))
+			err = f.change(0, append(createTable(), elementRequests(unix.NFT_MSG_NEWSETELEM, elements)...))
 		}
 		if err == nil || !again(attempt, err) {
 			return wrap("filter what "+port+" sends", err)
@@ -81,55 +89,59 @@ func guard(port string, mac net.HardwareAddr, addrs []netip.Addr) error {
 	}
 }
 
-// unguard removes all elements of ports. What is not there is a success.
-func unguard(ports ...string) error {
-	c, err := rtnl.DialNetfilter()
+// unguard is filter.unguard for who has no other use for the filter.
+func unguard(port string) error {
+	f, err := dialFilter()
 	if err != nil {
 		return err
 	}
-	defer func() { _ = c.Close() }()
+	defer f.close()
+	return f.unguard([]string{port})
+}
+
+// unguard removes all elements of ports. What is not there is a success.
+func (f filter) unguard(ports []string) error {
 	for attempt := 0; ; attempt++ {
-		err := unguardOnce(c, ports)
+		err := f.unguardOnce(ports)
 		if err == nil || !again(attempt, err) {
 			return wrap(fmt.Sprintf("remove %v from the source filter", ports), err)
 		}
 	}
 }
 
-func unguardOnce(c *rtnl.Conn, ports []string) error {
-	// All elements of a port come and go together, so one tells.
-	ports = slices.DeleteFunc(slices.Clone(ports), func(p string) bool { return isAny(missing(c, portElement(p)), absent) })
-	if len(ports) == 0 {
+func (f filter) unguardOnce(ports []string) error {
+	others := func(e element) bool { return !slices.Contains(ports, e.port()) }
+	// All elements of a port come and go together, so one set tells of it.
+	found, err := f.elements(setMACs)
+	if isAny(err, absent) {
 		return nil
 	}
-	have, err := readElements(c)
+	if found = slices.DeleteFunc(found, others); err != nil || len(found) == 0 {
+		return err
+	}
+	rest, err := f.elements(setIPv4, setIPv6)
 	if err != nil {
 		return err
 	}
-	have = slices.DeleteFunc(have, func(e element) bool { return !slices.Contains(ports, e.port()) })
-	return change(c, 0, elementRequests(unix.NFT_MSG_DELSETELEM, have))
-}
-
-// missing asks for elements: ENOENT if one is not there.
-func missing(c *rtnl.Conn, elements ...element) error {
-	return errors.Join(c.Batch(elementRequests(unix.NFT_MSG_GETSETELEM, elements))...)
+	found = append(found, slices.DeleteFunc(rest, others)...)
+	return f.change(0, elementRequests(unix.NFT_MSG_DELSETELEM, found))
 }
 
 // CheckFilter returns the first difference between the filter and what an
 // attachment needs of it to send. The rules are for EnsureFilter to compare.
 func CheckFilter(g Guarded) error {
-	c, err := rtnl.DialNetfilter()
+	f, err := dialFilter()
 	if err != nil {
 		return err
 	}
-	defer func() { _ = c.Close() }()
+	defer f.close()
 	name := HostName(g.Container, g.IfName)
 	elements := portElements(name, g.mac(), g.Addrs)
 	requests := make([]*nl.NetlinkRequest, 0, len(elements))
 	for _, e := range elements {
 		requests = append(requests, elementRequests(unix.NFT_MSG_GETSETELEM, []element{e})...)
 	}
-	for i, err := range c.Batch(requests) {
+	for i, err := range f.c.Batch(requests) {
 		switch {
 		case errors.Is(err, unix.ENOENT):
 			return fmt.Errorf("source filter (table bridge %s): set %s lacks link %s with MAC %s and addresses %v",
@@ -155,15 +167,15 @@ func addrsOf(list []netip.Prefix) (addrs []netip.Addr) {
 	return addrs
 }
 
-// RemoveFilter removes the table with all that is in it: what pods send is then
-// not looked at. A table that is not there is a success, and found is false.
+// RemoveFilter removes the table with all that is in it: nobody looks then at what
+// pods send. A table that is not there is a success, and found is false.
 func RemoveFilter() (found bool, err error) {
-	c, err := rtnl.DialNetfilter()
+	f, err := dialFilter()
 	if err != nil {
 		return false, err
 	}
-	defer func() { _ = c.Close() }()
-	err = change(c, 0, []*nl.NetlinkRequest{deleteTable()})
+	defer f.close()
+	err = f.change(0, []*nl.NetlinkRequest{deleteTable()})
 	if isAny(err, absent) {
 		return false, nil
 	}

@@ -64,7 +64,7 @@ func ReadBridge(name string) (b BridgeState, found bool, err error) {
 		return b, true, fmt.Errorf("read ports of %s: %w", name, err)
 	}
 	b.Ports = len(ports)
-	ports = slices.DeleteFunc(ports, func(l link) bool { return l.Group == Group })
+	ports = slices.DeleteFunc(ports, link.ours)
 	b.Guests, err = guests(ports)
 	return b, true, err
 }

@@ -42,6 +42,9 @@ type link struct {
 	Hairpin             bool
 }
 
+// ours says whether the link bears our mark.
+func (l link) ours() bool { return l.Group == Group || l.Group == GuardedGroup }
+
 // getLink reads one link by name. A link that does not exist is unix.ENODEV.
 func getLink(c *rtnl.Conn, name string) (l link, err error) {
 	req := newLink(unix.RTM_GETLINK, 0, 0)
@@ -60,9 +63,9 @@ func findLink(c *rtnl.Conn, name string) (l link, found bool, err error) {
 	return l, err == nil, err
 }
 
-// veths reads all veth links of our group.
+// veths reads all veth links of our groups.
 func veths(c *rtnl.Conn) (found []link, err error) {
-	return vethsOf(c, 0, func(l link) bool { return l.Group == Group })
+	return vethsOf(c, 0, link.ours)
 }
 
 // vethsOf reads the veth links with that master, or, if it is 0, all, of which

@@ -10,9 +10,13 @@ import (
 	"unicode/utf8"
 )
 
-// Group is the link group (IFLA_GROUP) of the node's end of every pair: our
-// mark, by which links are found. `ip link show group 0x7643` lists them.
-const Group = 0x7643
+// Group and GuardedGroup are the link groups (IFLA_GROUP) of the node's ends of all
+// pairs: our mark, by which links are found. `ip link show group 0x7643` lists
+// them. What comes from a link of GuardedGroup is filtered, whatever its name.
+const (
+	Group        = 0x7643
+	GuardedGroup = 0x7644
+)
 
 // MaxNetwork is how long the name of a CNI network may be, in bytes.
 const MaxNetwork = 47

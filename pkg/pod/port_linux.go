@@ -20,6 +20,7 @@ type Port struct {
 	HostIndex int
 	Bridge    int // index of the link's master, 0 if it has none
 	Up        bool
+	Guarded   bool // what it sends is filtered
 }
 
 // List returns the links of all pods on the node, in the order of their indices.
@@ -44,7 +45,7 @@ func List() ([]Port, error) {
 // does not follow from it: people rename links, and the pod behind one lives on.
 func port(l link) Port {
 	p, _ := parseAlias(l.Alias)
-	p.HostName, p.HostIndex, p.Bridge, p.Up = l.Name, l.Index, l.Master, l.Up
+	p.HostName, p.HostIndex, p.Bridge, p.Up, p.Guarded = l.Name, l.Index, l.Master, l.Up, l.Group == GuardedGroup
 	return p
 }
 
@@ -95,15 +96,7 @@ func Detach(container, ifname string) (found bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("look for link %s: %w", HostName(container, ifname), err)
 	}
-	removed, err := remove(c, l, found)
-	if err != nil {
-		return false, err
-	}
-	names := []string{HostName(container, ifname)}
-	if found && l.Name != names[0] {
-		names = append(names, l.Name)
-	}
-	return removed, unguard(names...)
+	return remove(c, l, found, HostName(container, ifname))
 }
 
 // Remove is Detach by the name of the node's end. A link of that name without
@@ -118,21 +111,29 @@ func Remove(hostName string) (found bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("look for link %s: %w", hostName, err)
 	}
-	removed, err := remove(c, l, found)
+	return remove(c, l, found, hostName)
+}
+
+// remove removes a link that was found, and what the filter has of it under either
+// name. The latter goes first: the port is muted then, not opened, and what the
+// kernel does behind that change (10 to 20 ms until a processor's readers are done)
+// it does while it removes the link.
+func remove(c *rtnl.Conn, l link, found bool, name string) (removed bool, err error) {
+	names := []string{name}
+	if found && l.Name != name {
+		names = append(names, l.Name)
+	}
+	if found && (l.Kind != "veth" || !l.ours()) {
+		return false, fmt.Errorf("link %s is of kind %q and group %#x, want veth and %#x or %#x: not ours to remove",
+			l.Name, l.Kind, l.Group, Group, GuardedGroup)
+	}
+	f, err := dialFilter()
 	if err != nil {
 		return false, err
 	}
-	return removed, unguard(hostName)
-}
-
-// remove removes a link that was found.
-func remove(c *rtnl.Conn, l link, found bool) (removed bool, err error) {
-	if !found {
-		return false, nil
-	}
-	if l.Kind != "veth" || l.Group != Group {
-		return false, fmt.Errorf("link %s is of kind %q and group %#x, want veth and %#x: not ours to remove",
-			l.Name, l.Kind, l.Group, Group)
+	defer f.close()
+	if err := f.unguard(names); err != nil || !found {
+		return false, err
 	}
 	err = run(c, []step{{
 		what: "remove link " + l.Name,

@@ -27,7 +27,7 @@ func TestRenamedLink(t *testing.T) {
 	r := attach(t, node, a, ensure(t, node, testBridge()))
 	output(t, node, "ip link set "+r.HostName+" name renamed")
 	ports := list(t, node)
-	want := Port{a.Container, "eth0", "pods", "default/web-7", "renamed", r.HostIndex, ports[0].Bridge, true}
+	want := Port{a.Container, "eth0", "pods", "default/web-7", "renamed", r.HostIndex, ports[0].Bridge, true, false}
 	if len(ports) != 1 || ports[0] != want || !ports[0].Tells() {
 		t.Errorf("ports %+v, want %+v", ports, want)
 	}
@@ -74,7 +74,7 @@ func TestListAndRemove(t *testing.T) {
 	if len(ports) != 2 {
 		t.Fatalf("ports: %+v", ports)
 	}
-	want := Port{a.Container, "eth0", "pods", "default/web-7", r.HostName, r.HostIndex, e.Index, true}
+	want := Port{a.Container, "eth0", "pods", "default/web-7", r.HostName, r.HostIndex, e.Index, true, false}
 	if ports[0] != want {
 		t.Errorf("port %+v, want %+v", ports[0], want)
 	}

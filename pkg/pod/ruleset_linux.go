@@ -11,7 +11,7 @@ import (
 // what pods may send. `nft list table bridge vxlan-cni` shows it.
 const FilterTable = "vxlan-cni"
 
-// Its chains. The first two are hooked in; every frame of a guarded port goes on
+// Its chains. The first two are hooked in; every frame of a guarded link goes on
 // to chainPod, and out of that to an accept or to chainSpoofed.
 const (
 	chainFrom    = "from-pods"
@@ -23,12 +23,11 @@ const (
 	chainSpoofed = "spoofed"
 )
 
-// Its sets. A port that is not in setPorts is not looked at.
+// Its sets: what may be sent.
 const (
-	setPorts = "ports" // name of the node's end
-	setMACs  = "macs"  // name and MAC
-	setIPv4  = "own4"  // name, MAC and IPv4 address
-	setIPv6  = "own6"  // the same of IPv6
+	setMACs = "macs" // name of the node's end, and MAC
+	setIPv4 = "own4" // name, MAC and IPv4 address
+	setIPv6 = "own6" // the same of IPv6
 )
 
 const (
@@ -60,7 +59,6 @@ const (
 )
 
 var filterSets = []set{
-	{setPorts, typeIfName, sizeIfName},
 	{setMACs, typeIfName<<6 | typeMAC, sizeIfName + sizeMAC},
 	{setIPv4, typeIfName<<12 | typeMAC<<6 | typeIPv4, sizeIfName + sizeMAC + 4},
 	{setIPv6, typeIfName<<12 | typeMAC<<6 | typeIPv6, sizeIfName + sizeMAC + 16},
@@ -141,7 +139,8 @@ func filterRules() (rules []rule) {
 	}
 	accept, spoofed := verdict(nfAccept), verdict(unix.NFT_GOTO, chainSpoofed)
 	to := func(chain string) attr { return verdict(unix.NFT_GOTO, chain) }
-	guarded := []attr{meta(unix.NFT_META_IIFNAME, 0), lookup(setPorts, false)}
+	group := binary.NativeEndian.AppendUint32(nil, GuardedGroup)
+	guarded := []attr{meta(unix.NFT_META_IIFGROUP, 0), compare(unix.NFT_CMP_EQ, 0, group...)}
 
 	add(chainFrom, to(chainPod), guarded)
 	// Frames to 01:80:c2:00:00:0x are for the bridge itself: they do not pass
@@ -206,7 +205,7 @@ func (c chain) attrs() []attr {
 
 func (s set) attrs() []attr {
 	return []attr{
-		textAttr(unix.NFTA_SET_TABLE, FilterTable), textAttr(unix.NFTA_SET_NAME, s.name), numberAttr(unix.NFTA_SET_FLAGS, 0),
+		textAttr(unix.NFTA_SET_TABLE, FilterTable), textAttr(unix.NFTA_SET_NAME, s.name),
 		numberAttr(unix.NFTA_SET_KEY_TYPE, s.keyType), numberAttr(unix.NFTA_SET_KEY_LEN, uint32(s.keySize)),
 		// For nft: keys are in this machine's byte order, or it would show names
 		// backwards (libnftnl, udata.h).
