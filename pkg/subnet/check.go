@@ -67,8 +67,9 @@ func (c Config) networks() []netip.Prefix {
 	return list
 }
 
-// checkVTEPs wants one endpoint per family at most, and at least one, each with
-// addresses that a packet can be sent to. Of a gateway there is one address alone.
+// checkVTEPs wants one endpoint per family at most, and at least one, IPv4 first,
+// each with addresses that a packet can be sent to. Of a gateway there is one
+// address alone.
 func checkVTEPs(vteps []VTEP, gateway bool) error {
 	if len(vteps) == 0 {
 		return errors.New("VTEPs: none, want at least one")
@@ -76,6 +77,9 @@ func checkVTEPs(vteps []VTEP, gateway bool) error {
 	for i, v := range vteps {
 		if i > 0 && (i > 1 || vteps[0].Underlay.Is4() == v.Underlay.Is4()) {
 			return fmt.Errorf("VTEP %s: want one per address family", v.Underlay)
+		}
+		if i > 0 && v.Underlay.Is4() {
+			return fmt.Errorf("VTEP %s: is after %s, want IPv4 first", v.Underlay, vteps[0].Underlay)
 		}
 		if err := checkUnderlay(v.Underlay); err != nil {
 			return err

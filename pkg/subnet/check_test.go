@@ -2,6 +2,7 @@ package subnet
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 )
 
@@ -59,6 +60,7 @@ func TestCheck(t *testing.T) {
 		{with(func(l *Lease) { l.VTEPs = nil }), `VTEPs: none, want at least one`},
 		{with(func(l *Lease) { l.VTEPs[1].Underlay = addr("192.0.2.8") }), `VTEP 192.0.2.8: want one per address family`},
 		{with(func(l *Lease) { l.VTEPs = append(l.VTEPs, l.VTEPs...) }), `want one per address family`},
+		{with(func(l *Lease) { slices.Reverse(l.VTEPs) }), `VTEP 192.0.2.7: is after 2001:db8::7, want IPv4 first`},
 		{with(func(l *Lease) { l.VTEPs[0].MAC = MAC{} }), `VTEP MAC 00:00:00:00:00:00: all zero`},
 		{with(func(l *Lease) { l.VTEPs[1].MAC = MAC{1, 0, 0x5e, 0, 0, 1} }), `VTEP MAC 01:00:5e:00:00:01: is a group address`},
 		{with(func(l *Lease) { l.VTEPs[0].MAC = MAC{255, 255, 255, 255, 255, 255} }), `is a group address`},

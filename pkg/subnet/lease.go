@@ -9,7 +9,7 @@ import (
 type Lease struct {
 	Node    string         // stable node id, not its address; empty in records written by flannel
 	Subnets []netip.Prefix // one per family, IPv4 first; masked
-	VTEPs   []VTEP         // one per underlay family, IPv4 first
+	VTEPs   []VTEP         // one per underlay family, IPv4 first; at least one
 	Backend string         // how packets reach the node: TypeVXLAN or TypeHostGW
 	MTU     int            // bytes a pod may send in one packet; 0 if the record does not say
 	Since   time.Time      // when the node was first leased these subnets, to the second; zero if the record does not say

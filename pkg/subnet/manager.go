@@ -38,7 +38,7 @@ type Manager interface {
 type Request struct {
 	Node  string         // stable node id, required
 	Want  []netip.Prefix // subnets to prefer, such as those held before; may be empty
-	VTEPs []VTEP         // one per underlay family
+	VTEPs []VTEP         // one per underlay family, IPv4 first; at least one
 	MTU   int            // bytes; what the node's pods may send in one packet
 }
 

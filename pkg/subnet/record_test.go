@@ -153,12 +153,15 @@ func TestEncodeRecordErrors(t *testing.T) {
 		`lease: backend "": want "vxlan"`:                 func(l *Lease) { l.Backend = "" },
 		`lease: backend "udp": want "vxlan" or "host-gw"`: func(l *Lease) { l.Backend = "udp" },
 		`lease: VTEP MAC VNI want neither`:                func(l *Lease) { l.Backend = "host-gw" },
-		`lease: MTU -1`:                                   func(l *Lease) { l.MTU = -1 },
-		`lease: VTEPs: none`:                              func(l *Lease) { l.VTEPs = nil },
-		`lease: VTEP one per`:                             func(l *Lease) { l.VTEPs = append(l.VTEPs, l.VTEPs[0]) },
-		`lease: VTEP MAC`:                                 func(l *Lease) { l.VTEPs[0].MAC = MAC{} },
-		`lease: VNI 0: want 1 to 16777215`:                func(l *Lease) { l.VTEPs[0].VNI = 0 },
-		`lease: underlay address: missing`:                func(l *Lease) { l.VTEPs[0].Underlay = prefix("::/0").Addr().Prev() },
+		`lease: VTEP is after want IPv4 first`: func(l *Lease) { // the text has one order
+			l.VTEPs = append([]VTEP{{addr("2001:db8::7"), mac("0e:5d:60:c1:c5:2f"), 1}}, l.VTEPs...)
+		},
+		`lease: MTU -1`:                    func(l *Lease) { l.MTU = -1 },
+		`lease: VTEPs: none`:               func(l *Lease) { l.VTEPs = nil },
+		`lease: VTEP one per`:              func(l *Lease) { l.VTEPs = append(l.VTEPs, l.VTEPs[0]) },
+		`lease: VTEP MAC`:                  func(l *Lease) { l.VTEPs[0].MAC = MAC{} },
+		`lease: VNI 0: want 1 to 16777215`: func(l *Lease) { l.VTEPs[0].VNI = 0 },
+		`lease: underlay address: missing`: func(l *Lease) { l.VTEPs[0].Underlay = prefix("::/0").Addr().Prev() },
 	} {
 		l := good()
 		spoil(&l)

@@ -16,6 +16,12 @@ func flannels(address netip.Addr) []byte {
 	return fmt.Appendf(nil, `{"PublicIP":"%s","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:07"}}`, address)
 }
 
+// flannelsDual is the same on a node with underlays of both families.
+func flannelsDual(address4, address6 netip.Addr, n byte) []byte {
+	return fmt.Appendf(nil, `{"PublicIP":"%s","PublicIPv6":"%s","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:04:%02x"},`+
+		`"BackendV6Data":{"VNI":1,"VtepMAC":"0e:00:00:00:06:%02x"}}`, address4, address6, n, n)
+}
+
 // testInherited: on a node that ran flannel the lease of flannel becomes the
 // node's own, with its subnet, and there is one record of it afterwards.
 func testInherited(t *testing.T, f Fixture) {
