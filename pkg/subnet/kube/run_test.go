@@ -83,6 +83,21 @@ func (f *fakeAPI) endWatches() {
 	f.watches = nil
 }
 
+// awaitWatch waits until somebody watches: the first snapshot may come before.
+func (f *fakeAPI) awaitWatch(t *testing.T) {
+	t.Helper()
+	watched := func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return len(f.watches) > 0
+	}
+	for deadline := time.Now().Add(20 * time.Second); !watched(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody watches")
+		}
+	}
+}
+
 func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	refuse := f.refuse
@@ -308,6 +323,7 @@ func TestServerThatCountsAgain(t *testing.T) {
 	}
 	snaps := follow(t, m)
 	await(t, snaps, "a peer", count(1))
+	f.awaitWatch(t) // one that opens later would not be looked at before its end
 	f.mu.Lock()
 	clear(f.nodes)
 	f.rev = 5
