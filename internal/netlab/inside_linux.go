@@ -74,3 +74,13 @@ func Eventually(limit time.Duration, fn func() error) error {
 		time.Sleep(wait)
 	}
 }
+
+// NFT feeds rules to nft inside the namespace.
+func (n *Namespace) NFT(rules string) error {
+	cmd := n.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(rules)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: nft -f: %w: %s\n%s", n.Name, err, out, rules)
+	}
+	return nil
+}

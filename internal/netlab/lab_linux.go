@@ -1,6 +1,7 @@
 package netlab
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -13,39 +14,39 @@ import (
 	"time"
 )
 
-// The underlay. IPv4 is TEST-NET-1 (RFC 5737), IPv6 the documentation prefix
-// (RFC 3849): neither is anybody's.
 const (
-	underlay4 = "192.0.2."
-	underlay6 = "2001:db8::"
-
-	// StorePort is where the store listens, on the underlay bridge's address.
+	// StorePort is where the store listens, on the near segment's router.
 	StorePort = 2379
 
-	// maxNodes keeps addresses inside 192.0.2.0/24.
+	// maxNodes keeps addresses inside a /24.
 	maxNodes = 200
 )
 
 // Options says what a Lab is made of.
 type Options struct {
-	Name   string   // tells this process's labs apart; letters and digits
-	Nodes  int      // 1 to 200
-	MTU    int      // bytes, of the underlay; 0: 1500
-	Daemon string   // the overlayd binary
-	Flags  []string // of overlayd on every node, after those that the lab sets
-	Keep   bool     // the lab may outlive its owner
+	Name     string   // tells this process's labs apart; letters and digits
+	Nodes    int      // 1 to 200
+	Far      int      // how many of them, the last ones, are on the far segment
+	Underlay string   // its families: "4", "6" or "46", which is what "" means
+	MTU      int      // bytes, of the underlay; 0: 1500
+	Daemon   string   // the overlayd binary
+	Flags    []string // of overlayd on every node, after those that the lab sets
+	AnyIface bool     // overlayd is not told to use eth0, and has to choose
+	Keep     bool     // the lab may outlive its owner
 }
 
 // A Lab is several nodes on one machine: each a network namespace with eth0 on
-// an underlay bridge, which is in a namespace of its own. The machine's own
-// network is not touched.
+// an underlay bridge, which is in a namespace of its own. With Options.Far there
+// is a second bridge, and that namespace routes between the two. The machine's
+// own network is not touched.
 type Lab struct {
 	ID       string // what every name in the lab begins with
 	Dir      string // the lab's folder: run folders, logs, lab.json
 	Underlay *Namespace
 	Nodes    []*Node
 
-	opts Options
+	opts   Options
+	hasFar bool
 
 	mu     sync.Mutex
 	procs  []Process    // running, as far as the lab knows
@@ -58,8 +59,12 @@ func New(o Options) (_ *Lab, err error) {
 	if o.Nodes < 1 || o.Nodes > maxNodes {
 		return nil, fmt.Errorf("lab of %d nodes: want 1 to %d", o.Nodes, maxNodes)
 	}
-	if o.MTU == 0 {
-		o.MTU = 1500
+	if o.Far < 0 || o.Far > o.Nodes {
+		return nil, fmt.Errorf("lab of %d nodes, %d of them far: want 0 to %[1]d", o.Nodes, o.Far)
+	}
+	o.Underlay, o.MTU = cmp.Or(o.Underlay, "46"), cmp.Or(o.MTU, 1500)
+	if err := checkFamilies(o.Underlay); err != nil {
+		return nil, err
 	}
 	l := &Lab{ID: Prefix() + o.Name, opts: o}
 	l.Dir = filepath.Join(os.TempDir(), l.ID)
@@ -90,9 +95,10 @@ func New(o Options) (_ *Lab, err error) {
 	return l, nil
 }
 
-// StoreAddr is where the nodes reach the store: the underlay bridge's address.
+// StoreAddr is where the nodes reach the store: the near segment's router, by
+// IPv4 if the underlay has it.
 func (l *Lab) StoreAddr() netip.AddrPort {
-	return netip.AddrPortFrom(netip.MustParseAddr(underlay4+"1"), StorePort)
+	return netip.AddrPortFrom(Near.Addr(l.families()[0], router), StorePort)
 }
 
 // StoreURL is StoreAddr as overlayd takes it.
@@ -102,18 +108,23 @@ func (l *Lab) makeUnderlay() (err error) {
 	if l.Underlay, err = l.namespace("underlay"); err != nil {
 		return err
 	}
-	return l.Underlay.IP(
-		"link add underlay type bridge",
-		fmt.Sprintf("link set underlay mtu %d up", l.opts.MTU),
-		"address add "+underlay4+"1/24 dev underlay",
-		"address add "+underlay6+"1/64 dev underlay nodad",
-	)
+	// A router with an address that is still being checked asks for no neighbour.
+	if err := l.Underlay.Sysctl("net/ipv6/conf/default/accept_dad", "0"); err != nil {
+		return err
+	}
+	if err := l.makeSegment(Near); err != nil || l.opts.Far == 0 {
+		return err
+	}
+	return l.ensureFar()
 }
 
-// makeNode makes node i: eth0 with 192.0.2.<10+i> and 2001:db8::<10+i>, and the
-// underlay bridge as its default gateway.
+// makeNode makes node i: eth0 with 192.0.2.<10+i> and 2001:db8::<10+i>, or the
+// far segment's addresses of that number, and the router as its default gateway.
 func (l *Lab) makeNode(i int) (*Node, error) {
-	n := &Node{Name: fmt.Sprintf("n%d", i), Address: netip.MustParseAddr(fmt.Sprint(underlay4, 10+i)), lab: l}
+	n := &Node{Name: fmt.Sprintf("n%d", i), Segment: Near, lab: l, number: 10 + i}
+	if i > l.opts.Nodes-l.opts.Far {
+		n.Segment = Far
+	}
 	n.Dir = filepath.Join(l.Dir, n.Name)
 	n.RunDir = filepath.Join(n.Dir, "run")
 	n.Log = filepath.Join(n.Dir, "overlayd.log")
@@ -129,19 +140,12 @@ func (l *Lab) makeNode(i int) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = l.Underlay.IP(fmt.Sprintf(
-		"link add %s mtu %d master underlay up type veth peer name eth0 mtu %[2]d netns %s",
-		n.Name, l.opts.MTU, n.Namespace.Name))
+	addrs, err := l.plug(n.Namespace, n.port(), "eth0", n.Segment, n.number)
 	if err != nil {
 		return nil, err
 	}
-	return n, n.IP(
-		fmt.Sprintf("address add %s/24 dev eth0", n.Address),
-		fmt.Sprintf("address add %s%d/64 dev eth0 nodad", underlay6, 10+i),
-		"link set eth0 up",
-		"route add default via "+underlay4+"1",
-		"route add ::/0 via "+underlay6+"1",
-	)
+	n.Address, n.Address6 = ofFamily(addrs, true), ofFamily(addrs, false)
+	return n, n.IP(l.defaultLines(n.Segment, "eth0")...)
 }
 
 // namespace makes a namespace that goes with the lab.

@@ -14,21 +14,22 @@ import (
 	"time"
 )
 
-// storeArg makes the test binary a store that ends with its standard input.
+// storeArg makes the test binary a store, at the address that follows, that ends
+// with its standard input.
 const storeArg = "-store"
 
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "--run-dir" {
 		os.Exit(standIn(os.Args[1:]))
 	}
-	if len(os.Args) > 1 && os.Args[1] == storeArg {
+	if len(os.Args) > 2 && os.Args[1] == storeArg {
 		os.Exit(store())
 	}
 	os.Exit(m.Run())
 }
 
 func store() int {
-	l, err := net.Listen("tcp", fmt.Sprintf("%s1:%d", underlay4, StorePort))
+	l, err := net.Listen("tcp", os.Args[2])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -199,7 +200,7 @@ func TestLabRefusesSizes(t *testing.T) {
 func TestStoreEndsWithItsOwner(t *testing.T) {
 	for _, keep := range []bool{false, true} {
 		l := testLab(t, Options{Nodes: 1, Keep: keep})
-		p, err := l.StartStore(os.Args[0], storeArg)
+		p, err := l.StartStore(os.Args[0], storeArg, l.StoreAddr().String())
 		if err != nil {
 			t.Fatal(err)
 		}

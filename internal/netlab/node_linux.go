@@ -20,13 +20,16 @@ import (
 // folder, and overlayd once it is started.
 type Node struct {
 	*Namespace
-	Name    string     // n1, n2, …; overlayd's node id
-	Address netip.Addr // of eth0
-	Dir     string     // holds the run folder and the log
-	RunDir  string     // overlayd's --run-dir
-	Log     string     // what overlayd wrote to standard error, over all its starts
+	Name     string     // n1, n2, …; overlayd's node id
+	Segment  Segment    // that eth0 is on
+	Address  netip.Addr // of eth0; invalid if the underlay has no IPv4
+	Address6 netip.Addr // the same for IPv6
+	Dir      string     // holds the run folder and the log
+	RunDir   string     // overlayd's --run-dir
+	Log      string     // what overlayd wrote to standard error, over all its starts
 
 	lab    *Lab
+	number int      // of its addresses
 	flags  []string // of the last start
 	daemon Process
 }
@@ -48,9 +51,11 @@ func (n *Node) Start(flags ...string) error {
 
 // Args are overlayd's arguments on this node, followed by flags.
 func (n *Node) Args(flags ...string) []string {
-	return slices.Concat([]string{
-		"--run-dir", n.RunDir, "--etcd-endpoints", n.lab.StoreURL(), "--node-id", n.Name, "--iface", "eth0",
-	}, n.lab.opts.Flags, flags)
+	own := []string{"--run-dir", n.RunDir, "--etcd-endpoints", n.lab.StoreURL(), "--node-id", n.Name}
+	if !n.lab.opts.AnyIface {
+		own = append(own, "--iface", "eth0")
+	}
+	return slices.Concat(own, n.lab.opts.Flags, flags)
 }
 
 // Stop ends overlayd by SIGTERM.

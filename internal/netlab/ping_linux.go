@@ -10,11 +10,13 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
 )
 
 // Pings says what to ping and how.
@@ -24,7 +26,19 @@ type Pings struct {
 	Interval time.Duration // between two; 0: 10 ms
 	Timeout  time.Duration // how long the last answers may take; 0: 1 s
 	Size     int           // bytes of ICMP payload; at least 16, which is what 0 gives
+	Whole    bool          // never fragmented: DF for IPv4, no fragment header for IPv6
 }
+
+// ICMPSize is the payload of a ping that makes an IP packet of that many bytes.
+func ICMPSize(to netip.Addr, packet int) int {
+	if to.Is4() {
+		return packet - ipv4.HeaderLen - icmpHeader
+	}
+	return packet - ipv6.HeaderLen - icmpHeader
+}
+
+// icmpHeader is the size of the header of an echo, of either family.
+const icmpHeader = 8
 
 // payload is nonce and sequence number. ICMP's own sequence number has 16 bits
 // and comes round after a minute of pings at 1 ms.
@@ -44,7 +58,7 @@ func (p Pings) filled() Pings {
 // A Pinger sends ICMP echo requests from a namespace and notes the answers.
 type Pinger struct {
 	opts  Pings
-	conn  *icmp.PacketConn
+	conn  net.PacketConn
 	nonce uint64
 
 	stop     chan struct{}
@@ -77,7 +91,11 @@ func StartPings(n *Namespace, p Pings) (*Pinger, error) {
 		network, listen = "ip6:ipv6-icmp", "::"
 	}
 	err := n.Do(func() (err error) {
-		g.conn, err = icmp.ListenPacket(network, listen)
+		lc := net.ListenConfig{}
+		if p.Whole {
+			lc.Control = whole(p.To.Is4())
+		}
+		g.conn, err = lc.ListenPacket(context.Background(), network, listen)
 		return err
 	})
 	if err != nil {
@@ -86,6 +104,21 @@ func StartPings(n *Namespace, p Pings) (*Pinger, error) {
 	go g.send()
 	go g.receive()
 	return g, nil
+}
+
+// whole makes a socket refuse what would have to be fragmented.
+func whole(is4 bool) func(_, _ string, c syscall.RawConn) error {
+	return func(_, _ string, c syscall.RawConn) error {
+		var err error
+		cerr := c.Control(func(fd uintptr) {
+			if is4 {
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
+			} else {
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1)
+			}
+		})
+		return errors.Join(cerr, err)
+	}
 }
 
 // Ping sends p.Count pings (one if that is 0) and returns when all are

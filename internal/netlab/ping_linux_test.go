@@ -99,6 +99,15 @@ func TestEcho(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	// Not from the address that is nearest to the asker, but from that which was
+	// asked.
+	if err := l.Nodes[1].IP("address add 192.0.2.77/32 dev lo"); err != nil {
+		t.Fatal(err)
+	}
+	other := netip.MustParseAddrPort("192.0.2.77:7")
+	if err := Exchange(l.Nodes[0].Namespace, "udp", other, 100, 5*time.Second); err != nil {
+		t.Error(err)
+	}
 	idle, err := l.Nodes[0].Dial("tcp", to.String())
 	if err != nil {
 		t.Fatal(err)
