@@ -1,20 +1,25 @@
 # `make help` lists the targets. Needed: Go, gcc (for -race), git, iproute2.
-# Everything is built here, from the versions in go.mod, test/go.mod and
-# tools/go.mod.
+# Everything is built here, from the versions in go.mod, test/go.mod,
+# deploy/build/go.mod and tools/go.mod.
 
 BIN      ?= bin
 FUZZTIME ?= 10s
 SOAK     ?= 20
+IMAGE    ?= localhost/vxlan-cni:dev
+ARCHES   ?= amd64 arm64
 
 # Static, without the builder's paths and without symbols. -buildvcs=auto puts
 # the git revision in wherever there is a git checkout, whatever GOFLAGS says.
 GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=auto -ldflags '-s -w'
 
+# Plugins of containernetworking/plugins that go into the image.
+PLUGINS := main/loopback meta/bandwidth meta/portmap
+
 LINTER := .cache/golangci-lint
 LINT   := $(CURDIR)/$(LINTER)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test kube-apiserver demo lab-down bench soak fuzz lint lint-selftest fmt clean
+.PHONY: help build image test kube-apiserver demo lab-down bench soak fuzz lint lint-selftest fmt clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,9 +27,21 @@ help: ## list the targets
 build: ## build bin/vxlan-cni, bin/overlayd and bin/overlayctl
 	$(GOBUILD) -o $(BIN)/ ./cmd/...
 
+# bin/image/vxlan-cni.tar, an OCI archive of one image for each of ARCHES, and
+# its software bills. PUSH=1 sends it to the registry of IMAGE too.
+image: ## build the container image bin/image/vxlan-cni.tar, without Docker; IMAGE= names it, PUSH=1 pushes it
+	rm -rf $(BIN)/image
+	@set -e; for arch in $(ARCHES); do to=$(abspath $(BIN))/image/linux-$$arch; \
+	  echo "linux/$$arch: building"; mkdir -p $$to; export GOOS=linux GOARCH=$$arch; \
+	  $(GOBUILD) -o $$to/ ./cmd/...; \
+	  (cd test && $(GOBUILD) -o $$to/ $(PLUGINS:%=github.com/containernetworking/plugins/plugins/%)); \
+	done
+	cd deploy/build && go run ./image -from $(abspath $(BIN))/image -o $(abspath $(BIN))/image/vxlan-cni.tar -name $(IMAGE) $(if $(PUSH),-push)
+
 test: need-root need-ip need-gcc need-nft kube-apiserver ## run all tests under the race detector, as root
 	CGO_ENABLED=1 go test -race ./...
 	cd test && CGO_ENABLED=1 go test -race ./...
+	cd deploy/build && CGO_ENABLED=1 go test -race -count=1 ./... # what make reads is unknown to the cache
 
 # 7 to 9 minutes on two cores the first time on a machine; then Go's build cache
 # has it. The tests do the same if it is not there, and only seem to hang.
@@ -63,6 +80,7 @@ lint: lint-selftest ## vet, style and the import rules (.golangci.yml), in all m
 	$(LINT) run ./...
 	cd test && $(LINT) run ./...
 	cd test/k8s && $(LINT) run ./...
+	cd deploy/build && $(LINT) run ./...
 
 lint-selftest: $(LINTER) ## show that each import rule bites
 	cd tools && GOLANGCI_LINT=$(LINT) go test -count=1 .
@@ -70,6 +88,7 @@ lint-selftest: $(LINTER) ## show that each import rule bites
 fmt: $(LINTER) ## gofmt and goimports
 	$(LINT) fmt ./...
 	cd test && $(LINT) fmt ./...
+	cd deploy/build && $(LINT) fmt ./...
 
 clean: ## remove what was built
 	rm -rf bin .cache

@@ -105,6 +105,7 @@ var plants = []planted{
 	{"cmd/overlayd/exit.go", "os.Exit(1)", "os.Exit"},
 	{"cmd/overlayd/main.go", "os.Exit(1)", ""},
 	{"test/demo/main.go", "os.Exit(1)", ""},
+	{"deploy/build/image/main.go", "os.Exit(1)", ""},
 	{"internal/node/fatal.go", "log.Fatalf(``)", "log.Fatalf"},
 	{"cmd/overlayd/fatal.go", "log.Fatal()", "log.Fatal"},
 	{"internal/node/print.go", "fmt.Println()", "fmt.Println"},
