@@ -63,6 +63,9 @@ var plants = []planted{
 	{"internal/migrate/a.go", "pkg/vxlan/leaf", "internal-migrate"},
 	{"internal/migrate/b.go", "pkg/ipam", ""},
 	{"cmd/overlayctl/f.go", "internal/migrate", ""},
+	{"internal/install/a.go", "pkg/subnet/leaf", "internal-install"},
+	{"internal/install/b.go", "deploy", ""},
+	{"cmd/overlayctl/g.go", "internal/install", ""},
 	{"internal/netlab/a.go", "pkg/ipam/leaf", "internal-netlab"},
 	{"internal/netlab/b.go", "pkg/pod/leaf", ""},
 	{"internal/api/a.go", "pkg/subnet/leaf", "rest"},
@@ -212,7 +215,7 @@ func stubVersion(module string) string {
 }
 
 func isOurs(what string) bool {
-	return strings.HasPrefix(what, "cmd/") || strings.HasPrefix(what, "pkg/") || strings.HasPrefix(what, "internal/")
+	return what == "deploy" || strings.HasPrefix(what, "cmd/") || strings.HasPrefix(what, "pkg/") || strings.HasPrefix(what, "internal/")
 }
 
 // source is a file of the package in folder that has what in it.

@@ -28,7 +28,7 @@ const flagsUsage = " [flags]"
 const about = `overlayctl shows what the overlayd of this node knows and does.
 
 Exit status: 0 all is well; 1 overlayd is not running or did not answer, or
-a migration or release cannot be; 2 wrong command line; 3 the node is not ready (status only).`
+what was asked for cannot be; 2 wrong command line; 3 the node is not ready (status only).`
 
 // errNotReady is the end of a status that was printed and is bad news.
 var errNotReady = errors.New("the node is not ready")
@@ -45,10 +45,11 @@ type program struct {
 	runDir string
 	format format
 
-	migration migration
-	expiry    bool // of leases
-	yes       bool // of lease release
-	ask       func(question string) (bool, error)
+	migration    migration
+	installation installation
+	expiry       bool // of leases
+	yes          bool // of lease release
+	ask          func(question string) (bool, error)
 
 	out   bytes.Buffer
 	named *ffcli.Command // whose flags asked for help or are wrong
@@ -100,6 +101,8 @@ func (p *program) tree() *ffcli.Command {
 		p.command("misses", "what the kernel asked for and was told, newest first", show(p, api.PathMisses, missesText)),
 		p.command("events", "what overlayd saw and did, newest first", show(p, api.PathEvents, eventsText)),
 		p.command("migrate", "take this node over from flannel: enter its pods' addresses, and say how to go on", p.migrate),
+		p.command("install", "put the plugins into the runtime's folder, or newer ones in their place", p.install),
+		p.command("uninstall", "take plugins, network configuration and run folder off this node; overlayd --cleanup does the kernel's part", p.uninstall),
 		p.command("version", "the build of overlayctl and of the overlayd that runs", p.version),
 	}
 	root.Exec = func(_ context.Context, args []string) error {
@@ -141,6 +144,8 @@ func (p *program) prepare(c *ffcli.Command) {
 	switch c.Name {
 	case "migrate":
 		p.migration.define(set)
+	case "install", "uninstall":
+		p.installation.define(set)
 	case "leases":
 		set.BoolVar(&p.expiry, "expiry", false, "ask the store when each lease ends: a request for each")
 	case "release":

@@ -1,7 +1,8 @@
 // overlayctl shows what the overlayd of this node knows and does. It is a thin
 // client of the daemon's Unix socket: it reads, prints and changes nothing. The
-// commands that do are migrate, which is carried out by internal/migrate before the
-// daemon runs, and lease release, which the daemon carries out.
+// commands that do are migrate, install and uninstall, which are carried out by
+// internal/migrate and internal/install while no daemon runs, and lease release, which the
+// daemon carries out.
 //
 // How it reads: command.go is the command line, table.go how tables look,
 // status.go and lists.go turn each answer of the daemon into text.
@@ -13,6 +14,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
+	"syscall"
 )
 
 // Exit statuses, as `overlayctl --help` documents them.
@@ -29,9 +32,15 @@ func main() {
 
 // run executes one command line and returns the exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	text, err := newProgram(lookFor(stdout)).execute(ctx, args)
+	p := newProgram(lookFor(stdout))
+	text, err := p.execute(ctx, args)
 	if _, writeErr := io.WriteString(stdout, text); writeErr != nil {
 		err = fmt.Errorf("write the answer: %w", writeErr)
+	}
+	if err == nil && p.installation.stay {
+		stay, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+		<-stay.Done()
+		stop()
 	}
 	var usage usageError
 	switch {
