@@ -65,6 +65,8 @@ var plants = []planted{
 	{"cmd/overlayctl/f.go", "internal/migrate", ""},
 	{"internal/install/a.go", "pkg/subnet/leaf", "internal-install"},
 	{"internal/install/b.go", "deploy", ""},
+	{"internal/install/c.go", "internal/atomicfile", ""},
+	{"internal/node/c.go", "deploy", ""},
 	{"cmd/overlayctl/g.go", "internal/install", ""},
 	{"internal/netlab/a.go", "pkg/ipam/leaf", "internal-netlab"},
 	{"internal/netlab/b.go", "pkg/pod/leaf", ""},

@@ -15,6 +15,7 @@ import (
 
 	"github.com/peterbourgon/ff/v3"
 
+	"github.com/vxlan-cni/vxlan-cni/deploy"
 	"github.com/vxlan-cni/vxlan-cni/internal/node"
 	"github.com/vxlan-cni/vxlan-cni/internal/version"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
@@ -134,6 +135,8 @@ func (o *options) define() {
 	f.StringVar((*string)(&n.Resolve), "resolve", string(n.Resolve), "`eager|on-miss`: neighbour and FDB entries all at once, or when the kernel asks for them")
 	o.duration(&n.Grace, "grace", n.Grace, "how long a peer whose lease vanished keeps its entries")
 	f.StringVar(&n.Metrics, "metrics-address", "", "serve /metrics, /healthz and the rest on this TCP `host:port` too")
+	f.StringVar(&n.CNIConfDir, "cni-conf-dir", "", "`folder` of the runtime's network configuration, into which "+deploy.ConflistName+" is written once pods can start; without it none is")
+	f.StringVar(&n.CNIConfTemplate, "cni-conf-template", "", "`file` of what is written there; without it vxlan-cni, portmap and bandwidth are chained")
 	e.Endpoints = []string{defaultEndpoint}
 	f.Func("etcd-endpoints", "`URLs` of etcd, separated by commas (default "+defaultEndpoint+")", func(s string) error {
 		e.Endpoints = strings.Split(s, ",")

@@ -74,6 +74,9 @@ func TestBadFlagsAreOneLineThatNamesThem(t *testing.T) {
 		{args: []string{"--startup-taint", "x"}, want: []string{"--startup-taint", "--kube-subnet-mgr"}},
 		{args: []string{"--kube-subnet-mgr", "--etcd-prefix", "/x"}, want: []string{"--etcd-prefix", "--kube-subnet-mgr"}},
 		{args: []string{"--device", "a-name-that-is-too-long"}, want: []string{"--device", "1 to 12 bytes"}},
+		{args: []string{"--cni-conf-dir", "net.d"}, want: []string{"--cni-conf-dir", `"net.d"`, "absolute path"}},
+		{args: []string{"--cni-conf-template", "/nosuch"}, want: []string{"--cni-conf-template", "--cni-conf-dir"}},
+		{args: []string{"--cni-conf-dir", "/x", "--cni-conf-template", "/nosuch"}, want: []string{"--cni-conf-template", "/nosuch", "no such file"}},
 		{args: []string{"--log-level", "loud"}, want: []string{"-log-level", "loud", "info, warn"}},
 		{env: [2]string{"OVERLAYD_LEASE_TTL", "soon"}, want: []string{"OVERLAYD_LEASE_TTL", "such as 90s"}},
 	}

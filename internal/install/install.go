@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/vxlan-cni/vxlan-cni/internal/atomicfile"
 )
 
 // Plugin is the program whose name is ours alone: it is replaced whoever put it
@@ -117,48 +119,14 @@ func (n Node) install(source string, noted *notes) (Step, error) {
 	return step, nil
 }
 
-// tempFor is the name that a file has until it is complete. It is always the same, so
-// that a copy that was killed leaves one at most.
-func tempFor(path string) string {
-	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
-}
-
 // copyFile puts a copy of a program in the place of whatever is at path.
-func copyFile(source, path string) (err error) {
+func copyFile(source, path string) error {
 	in, err := os.Open(source)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = in.Close() }() // only read
-	return replace(path, 0o755, in)
-}
-
-// replace writes beside path, waits until the disk has it, and renames.
-func replace(path string, mode fs.FileMode, from io.Reader) (err error) {
-	temp := tempFor(path)
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	file, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-	if err != nil {
-		return err
-	}
-	success := false
-	defer func() {
-		if !success {
-			err = errors.Join(err, os.Remove(temp))
-		}
-	}()
-	_, err = io.Copy(file, from)
-	// Chmod, for the umask may have taken what others need.
-	if err := errors.Join(err, file.Chmod(mode), file.Sync(), file.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return err
-	}
-	success = true
-	return nil
+	return atomicfile.Write(path, 0o755, in)
 }
 
 // syncFolder makes renames in a folder outlive a power cut.

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/vxlan-cni/vxlan-cni/internal/atomicfile"
 )
 
 // notesName is the file in the folder of plugins that says which of them are
@@ -65,5 +67,5 @@ func (n *notes) write() error {
 	if have, err := os.ReadFile(n.path); err == nil && bytes.Equal(have, data) {
 		return nil
 	}
-	return replace(n.path, 0o644, bytes.NewReader(data))
+	return atomicfile.Write(n.path, 0o644, bytes.NewReader(data))
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vxlan-cni/vxlan-cni/deploy"
+	"github.com/vxlan-cni/vxlan-cni/internal/atomicfile"
 )
 
 // lockName is the file that a running overlayd has locked. It also tells a run
@@ -74,7 +75,7 @@ func (n Node) removeConf() ([]Step, error) {
 		return nil, nil
 	}
 	path := filepath.Join(n.ConfDir, deploy.ConflistName)
-	return n.remove(nil, path, tempFor(path))
+	return n.remove(nil, path, atomicfile.Temp(path))
 }
 
 func (n Node) removePrograms() ([]Step, error) {
@@ -104,12 +105,12 @@ func (n Node) removePrograms() ([]Step, error) {
 			errs = append(errs, err)
 			continue
 		}
-		steps, err = n.remove(steps, tempFor(path))
+		steps, err = n.remove(steps, atomicfile.Temp(path))
 		errs = append(errs, err)
 	}
 	if errors.Join(errs...) == nil { // else the next attempt needs the notes
 		var err error
-		steps, err = n.remove(steps, noted.path, tempFor(noted.path))
+		steps, err = n.remove(steps, noted.path, atomicfile.Temp(noted.path))
 		errs = append(errs, err)
 	}
 	return steps, errors.Join(errs...)

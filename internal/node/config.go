@@ -41,6 +41,9 @@ type Config struct {
 	Masquerade bool          // pod traffic that leaves the cluster's networks has the node's address
 	PeerFilter bool          // VXLAN is taken from leased peers only
 
+	CNIConfDir      string // the runtime's network configuration; empty: we write none
+	CNIConfTemplate string // file of what is written there; empty: deploy.Conflist
+
 	Version string
 	Store   string // kind of store, for the status
 
@@ -108,6 +111,13 @@ func (c Config) Check() error {
 		return &FlagError{"grace", c.Grace.String(), "0 or longer"}
 	case c.Metrics != "" && !hostPort(c.Metrics):
 		return &FlagError{"metrics-address", c.Metrics, "an address and a port, such as 127.0.0.1:9472 or :9472"}
+	case c.CNIConfDir != "" && !filepath.IsAbs(c.CNIConfDir):
+		return &FlagError{"cni-conf-dir", c.CNIConfDir, "an absolute path to the runtime's network configuration, such as /etc/cni/net.d"}
+	case c.CNIConfTemplate != "" && c.CNIConfDir == "":
+		return &FlagError{"cni-conf-template", c.CNIConfTemplate, "--cni-conf-dir too, where it is to be written"}
+	}
+	if _, err := c.conflist(); err != nil {
+		return err
 	}
 	return nil
 }

@@ -83,8 +83,9 @@ func (r runFolder) held(node string, log *slog.Logger) []netip.Prefix {
 	return nil
 }
 
-// publish writes the node file and says once that the node is ready. One peer
-// that the kernel refuses does not keep pods from starting.
+// publish writes the node file, and then the conflist that makes the runtime use
+// it, and says once that the node is ready. One peer that the kernel refuses does
+// not keep pods from starting.
 func (l *loop) publish() {
 	for _, o := range l.overlays {
 		if o.device.Config().Name != "" && o.device.Link().Index == 0 {
@@ -98,9 +99,13 @@ func (l *loop) publish() {
 	if l.bridgeMAC != nil {
 		f.BridgeMAC = subnet.MAC(l.bridgeMAC)
 	}
-	if err := f.Write(l.cfg.RunDir); err != nil {
+	err := f.Write(l.cfg.RunDir)
+	if err == nil {
+		err = l.cfg.writeConflist()
+	}
+	if err != nil {
 		l.fatal = l.guard()
-		l.log.Error("node file not written: pods cannot start", "error", err)
+		l.log.Error("node file or conflist not written: pods cannot start", "error", err)
 		l.kernel.LastError = err.Error()
 		l.clock.setEarlier(retry, time.Now().Add(retryMax))
 		return

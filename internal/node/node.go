@@ -92,6 +92,9 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 	if a, ok := n.manager.(Announcer); ok {
 		g.Go(func() error { return n.tell(ctx, a) })
 	}
+	if n.cfg.CNIConfDir != "" {
+		g.Go(func() error { return n.watchConflist(ctx) })
+	}
 	g.Go(func() error {
 		return sweeper{dir: n.cfg.RunDir, bridge: n.cfg.Bridge, log: n.log, journal: &n.journal}.run(ctx)
 	})
