@@ -294,9 +294,11 @@ func (l *loop) reconcile(why string) {
 	}
 	bridge, berr := l.ensureBridge()
 	rules, ferr := l.ensureFirewall()
-	did = append(append(did, bridge...), rules...)
+	filter, perr := l.ensureFilter()
+	did = slices.Concat(did, bridge, rules, filter)
+	beside := errors.Join(berr, ferr, perr)
 	l.kernel.Operations += uint64(len(did))
-	if err != nil || berr != nil || ferr != nil {
+	if err != nil || beside != nil {
 		l.kernel.Errors++
 	}
 	l.monitor.SetScope(l.scopes()...)
@@ -305,7 +307,7 @@ func (l *loop) reconcile(why string) {
 	if err == nil {
 		ops, err = l.reconcileOverlays()
 	}
-	err = errors.Join(err, berr, ferr)
+	err = errors.Join(err, beside)
 	l.kernel.Reconciles++
 	l.kernel.Last = time.Now()
 	l.blame(len(did)+len(ops) > 0)

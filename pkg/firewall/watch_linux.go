@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/mdlayher/netlink"
@@ -27,6 +28,7 @@ type watcher struct {
 	sock    *netlink.Conn
 	inotify *os.File
 	lock    string // path of the lock file
+	closed  atomic.Bool
 }
 
 // watch starts to listen. What happens from now on is not missed.
@@ -58,6 +60,7 @@ func watch() (*watcher, error) {
 }
 
 func (w *watcher) close() error {
+	w.closed.Store(true)
 	err := w.sock.Close()
 	if w.inotify != nil {
 		err = errors.Join(err, w.inotify.Close())
@@ -99,8 +102,8 @@ func (f *Firewall) readNFT(ctx context.Context) error {
 	for {
 		messages, err := f.watch.sock.Receive()
 		switch {
-		case ctx.Err() != nil || errors.Is(err, os.ErrClosed):
-			return nil
+		case ctx.Err() != nil || f.watch.closed.Load():
+			return nil // package netlink says something of its own of a closed socket
 		case errors.Is(err, unix.ENOBUFS):
 			touched = false
 			f.look()
