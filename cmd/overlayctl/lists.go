@@ -16,15 +16,26 @@ func peersText(l look, peers []api.Peer) string {
 	if len(peers) == 0 {
 		return "no peers: no other node holds a lease\n"
 	}
-	t := newTable("NODE", "SUBNETS", "UNDERLAY", "MAC", "MISSES", "IN SYNC")
+	t := newTable("NODE", "SUBNETS", "UNDERLAY", "MAC", "VIA", "MISSES", "IN SYNC")
 	for _, p := range peers {
 		sync := "yes"
 		if !p.InSync {
 			sync = "no: lacks " + orNone(strings.Join(p.Missing, "; "), "entries")
 		}
-		t.add(toneIf(!p.InSync, warn), p.Node, list(p.Subnets), known(p.Underlay), p.MAC, fmt.Sprint(p.Misses), sync)
+		t.add(toneIf(!p.InSync, warn), p.Node, list(p.Subnets), known(p.Underlay), p.MAC, via(p), fmt.Sprint(p.Misses), sync)
 	}
 	return t.text(l)
+}
+
+// via says how packets to a peer's pods travel.
+func via(p api.Peer) string {
+	switch len(p.Direct) {
+	case 0:
+		return "tunnel"
+	case len(p.Subnets):
+		return "direct"
+	}
+	return "tunnel; direct to " + list(p.Direct)
 }
 
 func podsText(l look, pods []api.Pod) string {

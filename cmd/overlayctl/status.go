@@ -31,8 +31,12 @@ func statusText(l look, s api.Status) string {
 	for _, d := range s.Devices {
 		t.add(toneIf(!d.Up, bad), "device", deviceLine(d))
 	}
-	if len(s.Devices) == 0 {
-		t.add(toneIf(s.Backend != "host-gw", bad), "device", deviceLine(api.Device{}))
+	switch {
+	case len(s.Devices) > 0:
+	case s.Backend == "host-gw":
+		t.add(plain, "device", "none, host-gw")
+	default:
+		t.add(bad, "device", "none")
 	}
 	t.add(toneIf(s.Peers.InSync < s.Peers.Total, warn), "peers",
 		fmt.Sprintf("%d/%d in sync, resolve %s", s.Peers.InSync, s.Peers.Total, s.Resolve))
@@ -85,9 +89,6 @@ func underlayLine(u api.Underlay) string {
 }
 
 func deviceLine(d api.Device) string {
-	if d.Name == "" {
-		return "none"
-	}
 	up := "DOWN"
 	if d.Up {
 		up = "up"

@@ -56,6 +56,8 @@ func TestStatusTextOfAnIllNode(t *testing.T) {
 	s.Store.Ignored = []api.Ignored{{Key: "subnets/0.0.0.0-0", Reason: "outside the network 10.244.0.0/16"}}
 	s.Lease = api.Lease{Subnets: subnets("10.244.1.0/24"), Reserved: true}
 	s.Devices[0].Up = false
+	s.Underlay.Lost = "no default route"
+	s.Warnings = []string{"net.ipv4.ip_forward is 0"}
 	s.Peers.InSync = 1
 	s.Misses.Overruns = 1
 	s.Kernel.Errors, s.Kernel.LastError = 1, "set route: network is down"
@@ -63,11 +65,13 @@ func TestStatusTextOfAnIllNode(t *testing.T) {
 	diff(t, statusText(look{now: at, colour: true}, s), `
 node          node-a
 <bad>ready         no: peers out of sync; device is down</>
+<warn>warning       net.ipv4.ip_forward is 0</>
 overlayd      v0.2.0, started 3h0m ago
 store         etcd, revision 42, seen 4s ago
 <warn>  ignored     subnets/0.0.0.0-0: outside the network 10.244.0.0/16</>
 lease         10.244.1.0/24, reserved
 underlay      192.0.2.7 on eth0, mtu 1500 (default route)
+<warn>  lost        no default route</>
 <bad>device        overlay.1 DOWN, vni 1, port 8472, mac 0e:00:00:00:00:01, mtu 1450</>
 <warn>peers         1/2 in sync, resolve eager</>
 <warn>misses        5 received, 4 answered, 1 unknown, 1 overruns</>
@@ -95,16 +99,26 @@ slots     0 held, 0 resting, 0 free of 0
 `)
 }
 
+func TestStatusTextOfHostGateway(t *testing.T) {
+	s := healthy()
+	s.Backend, s.Devices = "host-gw", nil
+	if text := statusText(look{now: at, colour: true}, s); strings.Contains(text, "<bad>") || !strings.Contains(text, "device    none, host-gw") {
+		t.Errorf("a node without tunnel is well, but the status is\n%s", text)
+	}
+}
+
 func TestPeersText(t *testing.T) {
 	diff(t, peersText(look{colour: true}, []api.Peer{
-		{Node: "node-b", Subnets: subnets("10.244.2.0/24", "fd00:2::/64"), Underlay: netip.MustParseAddr("192.0.2.8"), MAC: "0e:00:00:00:00:02", InSync: true, Misses: 3},
+		{Node: "node-b", Subnets: subnets("10.244.2.0/24", "fd00:2::/64"), Underlay: netip.MustParseAddr("192.0.2.8"), MAC: "0e:00:00:00:00:02", InSync: true, Misses: 3, Direct: subnets("10.244.2.0/24")},
 		{Node: "c", Subnets: subnets("10.244.3.0/24"), Underlay: netip.MustParseAddr("192.0.2.9"), MAC: "0e:00:00:00:00:03", Missing: []string{"route 10.244.3.0/24", "fdb x"}},
 		{Node: "d"},
+		{Node: "e", Subnets: subnets("10.244.5.0/24"), Underlay: netip.MustParseAddr("192.0.2.11"), InSync: true, Direct: subnets("10.244.5.0/24")},
 	}), `
-NODE    SUBNETS                     UNDERLAY   MAC                MISSES  IN SYNC
-node-b  10.244.2.0/24, fd00:2::/64  192.0.2.8  0e:00:00:00:00:02  3       yes
-<warn>c       10.244.3.0/24               192.0.2.9  0e:00:00:00:00:03  0       no: lacks route 10.244.3.0/24; fdb x</>
-<warn>d       -                           -          -                  0       no: lacks entries</>
+NODE    SUBNETS                     UNDERLAY    MAC                VIA                              MISSES  IN SYNC
+node-b  10.244.2.0/24, fd00:2::/64  192.0.2.8   0e:00:00:00:00:02  tunnel; direct to 10.244.2.0/24  3       yes
+<warn>c       10.244.3.0/24               192.0.2.9   0e:00:00:00:00:03  tunnel                           0       no: lacks route 10.244.3.0/24; fdb x</>
+<warn>d       -                           -           -                  tunnel                           0       no: lacks entries</>
+e       10.244.5.0/24               192.0.2.11  -                  direct                           0       yes
 `)
 }
 

@@ -163,7 +163,7 @@ type Peer struct {
 	Subnets  []netip.Prefix `json:"subnets"`
 	Underlay netip.Addr     `json:"underlay"`
 	MAC      string         `json:"mac,omitempty"`
-	Direct   bool           `json:"direct,omitempty"` // by a plain route
+	Direct   []netip.Prefix `json:"direct,omitempty"` // of the subnets, those that a plain route leads to
 	MTU      int            `json:"mtu,omitempty"`    // of its pods, in bytes; 0: its lease does not say
 	InSync   bool           `json:"inSync"`
 	Missing  []string       `json:"missing,omitempty"` // entries that the kernel lacks, as `ip` would write them

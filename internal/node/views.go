@@ -100,7 +100,9 @@ func (l *loop) peerViews() ([]api.Peer, error) {
 				continue
 			}
 			v, _ := choose(lease, s, own)
-			p.Direct = p.Direct || direct[s]
+			if direct[s] {
+				p.Direct = append(p.Direct, s)
+			}
 			for _, key := range []string{v.MAC.String(), s.Addr().String(), s.String()} {
 				p.Missing = append(p.Missing, missing[key]...)
 			}
