@@ -129,6 +129,7 @@ func (o *options) define() {
 	})
 	f.BoolVar(&n.Masquerade, "ip-masq", n.Masquerade, "give pod traffic that leaves the cluster's networks the node's address")
 	f.BoolVar(&n.PeerFilter, "peer-filter", n.PeerFilter, "take VXLAN from leased peers only")
+	f.BoolVar(&n.PathMTU, "path-mtu", false, "ask the routers on the way to peers how large packets may be, and bound the pods' MTU by it")
 	f.BoolVar(&n.FixSysctls, "fix-sysctls", false, "set kernel settings that keep pods from being reached, instead of only warning of them")
 	f.StringVar(&n.Device, "device", n.Device, "`name` of the VXLAN device")
 	f.StringVar(&n.Bridge, "bridge", n.Bridge, "`name` of the bridge that pods hang on")

@@ -40,6 +40,7 @@ type Config struct {
 	Firewall   firewall.Mode // which back ends
 	Masquerade bool          // pod traffic that leaves the cluster's networks has the node's address
 	PeerFilter bool          // VXLAN is taken from leased peers only
+	PathMTU    bool          // ask the routers on the way to peers how large packets may be
 
 	CNIConfDir      string // the runtime's network configuration; empty: we write none
 	CNIConfTemplate string // file of what is written there; empty: deploy.Conflist

@@ -60,6 +60,7 @@ type loop struct {
 	leases   []subnet.Lease    // peers' leases, with those in their grace time
 	answered map[string]uint64 // node → misses
 	mtu      int               // bytes, of pods
+	pathMTU  int               // bytes, that the ways to all peers take; 0: as the interface
 
 	bridgeMAC net.HardwareAddr // of a bridge that was there before us; else nil
 

@@ -89,6 +89,9 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return n.loop.firewall.Run(ctx) })
 	g.Go(func() error { return n.manager.Run(ctx, n.offer) })
 	g.Go(func() error { return n.keepLet(ctx) })
+	if n.cfg.PathMTU {
+		g.Go(func() error { return n.boundPaths(ctx) })
+	}
 	if a, ok := n.manager.(Announcer); ok {
 		g.Go(func() error { return n.tell(ctx, a) })
 	}
@@ -130,7 +133,7 @@ func (n *node) newLoop(network subnet.Config) (*loop, error) {
 	if err != nil {
 		return nil, err
 	}
-	mtu, err := podMTU(network, u)
+	mtu, err := podMTU(network, u, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -177,20 +177,23 @@ func TestPodMTU(t *testing.T) {
 		mtu     int
 		ends    []vxlan.End
 		want    int // 0: an error
+		bound   int
 	}{
-		{`{"Network":"10.244.0.0/16"}`, 1500, []vxlan.End{four}, 1450},
-		{`{"Network":"10.244.0.0/16"}`, 1500, []vxlan.End{six}, 1430},
-		{`{"Network":"10.244.0.0/16"}`, 9000, []vxlan.End{four, six}, 8930},
-		{`{"Network":"10.244.0.0/16","Backend":{"MTU":1400}}`, 1500, []vxlan.End{four}, 1350},
-		{`{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/48"}`, 1320, []vxlan.End{four}, 0},
-		{`{"Network":"10.244.0.0/16"}`, 100, []vxlan.End{four}, 0},
+		{`{"Network":"10.244.0.0/16"}`, 1500, []vxlan.End{four}, 1250, 1300},
+		{`{"Network":"10.244.0.0/16"}`, 1500, []vxlan.End{four}, 1450, 9000},
+		{`{"Network":"10.244.0.0/16"}`, 1500, []vxlan.End{four}, 1450, 0},
+		{`{"Network":"10.244.0.0/16"}`, 1500, []vxlan.End{six}, 1430, 0},
+		{`{"Network":"10.244.0.0/16"}`, 9000, []vxlan.End{four, six}, 8930, 0},
+		{`{"Network":"10.244.0.0/16","Backend":{"MTU":1400}}`, 1500, []vxlan.End{four}, 1350, 0},
+		{`{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/48"}`, 1320, []vxlan.End{four}, 0, 0},
+		{`{"Network":"10.244.0.0/16"}`, 100, []vxlan.End{four}, 0, 0},
 	}
 	for _, tt := range tests {
 		c, err := subnet.ParseConfig([]byte(tt.network))
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := podMTU(c, vxlan.Underlay{Interface: "eth0", MTU: tt.mtu, Ends: tt.ends})
+		got, err := podMTU(c, vxlan.Underlay{Interface: "eth0", MTU: tt.mtu, Ends: tt.ends}, tt.bound)
 		if got != tt.want || (err != nil) != (tt.want == 0) {
 			t.Errorf("%s on %d: %d, %v; want %d", tt.network, tt.mtu, got, err, tt.want)
 		}

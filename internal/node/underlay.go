@@ -40,11 +40,14 @@ func (c Config) choice(network subnet.Config) vxlan.Choice {
 
 // podMTU is what a pod may send in one packet: what the underlay carries, less
 // the overhead of the tunnels. Backend.MTU is the underlay's, as flannel means
-// it.
-func podMTU(network subnet.Config, u vxlan.Underlay) (int, error) {
+// it. A bound is what is known of the ways to the peers, 0 if nothing.
+func podMTU(network subnet.Config, u vxlan.Underlay, bound int) (int, error) {
 	outer := u.MTU
 	if network.Backend.MTU != 0 {
 		outer = network.Backend.MTU
+	}
+	if bound != 0 {
+		outer = min(outer, bound)
 	}
 	mtu := outer
 	if network.Backend.Type == subnet.TypeVXLAN {
@@ -100,7 +103,7 @@ func (l *loop) find() error {
 	if err != nil {
 		return err
 	}
-	mtu, err := podMTU(l.network, u)
+	mtu, err := podMTU(l.network, u, l.pathMTU)
 	if err != nil {
 		return err
 	}
