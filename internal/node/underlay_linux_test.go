@@ -84,7 +84,11 @@ func TestTwoUnderlayFamilies(t *testing.T) {
 	if err != nil || strings.Contains(fmt.Sprint(events), "foreign") {
 		t.Errorf("our own changes are told as others': %v, %v", events, err)
 	}
-	link := ip(t, "ip -o link show overlay-v6.1")[3:]
+	look := func() string {
+		_, text, _ := strings.Cut(ip(t, "ip -o link show overlay-v6.1"), ": ") // without its index
+		return text
+	}
+	link := look()
 	for _, line := range []string{
 		"ip link set overlay-v6.1 down", "ip link del overlay-v6.1", "ip -6 route flush dev overlay-v6.1", "bridge fdb flush dev overlay-v6.1",
 		"ip addr flush dev overlay-v6.1", "ip link set overlay-v6.1 mtu 1400",
@@ -93,7 +97,7 @@ func TestTwoUnderlayFamilies(t *testing.T) {
 		r.routesAre(want...)
 		r.inSync(3)
 		eventually(t, "device as before", func() error {
-			if now := ip(t, "ip -o link show overlay-v6.1"); now[3:] != link {
+			if now := look(); now != link {
 				return fmt.Errorf("%s: is\n%s, was\n%s", line, now, link)
 			}
 			return nil
