@@ -207,11 +207,12 @@ func TestTampering(t *testing.T) {
 }
 
 // sortedText is the lines of a text in order: chains and tables that were made
-// anew stand elsewhere in the kernel's list.
+// anew stand elsewhere in the kernel's list. Marks of what was made for us are
+// left out: who removes one, by iptables -X, keeps what it marked.
 func sortedText(s string) string {
 	var lines []string
 	for line := range strings.Lines(s) {
-		if line = strings.TrimSpace(line); line != "" {
+		if line = strings.TrimSpace(line); line != "" && line != "}" && !strings.Contains(line, made) {
 			lines = append(lines, line)
 		}
 	}
