@@ -25,6 +25,8 @@ type Firewall struct {
 	asked    bool                 // there was one
 	failed   bool                 // the socket may hold answers that nobody waits for
 
+	blocked struct{ nft, legacy, told []string }
+
 	good       bool // the kernel holds them, as far as nftables goes at this generation
 	generation uint32
 }
@@ -50,7 +52,7 @@ func (f *Firewall) open() (err error) {
 		return err
 	}
 	for _, fam := range families {
-		l, err := openLegacy(fam)
+		l, err := openLegacy(fam, f.log)
 		if err != nil {
 			return err
 		}
@@ -108,6 +110,7 @@ func (f *Firewall) Ensure(r Rules) (did []string, err error) {
 		}
 		if f.good {
 			f.heard()
+			f.tell()
 			return did, nil
 		}
 		var errs []error
@@ -178,6 +181,12 @@ func (f *Firewall) nftSteps() (list []step, err error) {
 			list = append(list, s)
 		}
 	}
+	f.blocked.nft = nil
+	if f.rules.Forward && f.mode != None {
+		if f.blocked.nft, err = f.nft.strangers(!f.rescues()); err != nil {
+			return nil, err
+		}
+	}
 	var table *nftTable
 	if f.mode == Auto || f.mode == NFTables {
 		table = buildTable(f.rules)
@@ -213,18 +222,23 @@ func (f *Firewall) rescues() bool { return f.mode == Auto || f.mode == IPTables 
 
 // legacySteps is what is to be done in the tables of iptables' legacy flavour.
 func (f *Firewall) legacySteps() (list []step, err error) {
+	f.blocked.legacy = nil
 	for _, l := range f.legacy {
 		read := func() (map[string]xtable, error) { return l.read(xtableNames...) }
 		have, err := read()
 		if err != nil {
 			return nil, err
 		}
+		drops := f.rules.Forward && have["filter"].blocker(forwardChain) >= 0
+		if drops && f.mode == NFTables {
+			f.blocked.legacy = append(f.blocked.legacy, "iptables FORWARD ("+l.family.name+", legacy)")
+		}
 		x := f.commands[l.family]
 		var wants []xwant
 		switch {
 		case x != nil && !x.nft:
 			wants = x.wants(f.rules)
-		case f.rescues() && have["filter"].blocker() >= 0:
+		case f.rescues() && drops:
 			wants = f.rules.acceptOnly(l.family)
 		}
 		if len(wants) == 0 && !slices.ContainsFunc(xtableNames, func(name string) bool { return len(have[name].ours()) > 0 }) {

@@ -108,6 +108,42 @@ func TestForwardKeepsOthersDrops(t *testing.T) {
 	}
 }
 
+// What drops and is not ours to change is named, and not changed.
+func TestBlocked(t *testing.T) {
+	const firewalld = `nft add table inet firewalld; nft add chain inet firewalld filter_FORWARD '{ type filter hook forward priority filter + 10; }'
+nft add rule inet firewalld filter_FORWARD ct state established accept; nft add rule inet firewalld filter_FORWARD reject with icmpx admin-prohibited`
+	for _, c := range []struct {
+		mode Mode
+		line string
+		want string
+	}{
+		{Auto, "true", "[]"},
+		{Auto, firewalld, "[nftables inet firewalld filter_FORWARD]"},
+		{Auto, "nft add table ip mine; nft add chain ip mine f '{ type filter hook forward priority 0; policy drop; }'", "[nftables ip mine f]"},
+		{Auto, "nft add table ip mine; nft add chain ip mine f '{ type filter hook input priority 0; policy drop; }'", "[]"},
+		{Auto, "iptables-nft -P FORWARD DROP; ip6tables-legacy -P FORWARD DROP", "[]"},
+		{NFTables, "iptables-nft -P FORWARD DROP; ip6tables-legacy -P FORWARD DROP", "[nftables ip filter FORWARD iptables FORWARD (ipv6, legacy)]"},
+		{NFTables, "iptables-nft -A FORWARD -j ACCEPT; iptables-nft -P FORWARD DROP", "[]"},
+		{None, "iptables-nft -P FORWARD DROP", "[]"},
+	} {
+		ns := netlab.TestNamespace(t)
+		f := open(t, ns, c.mode)
+		ensure(t, ns, f, testRules())
+		run(t, ns, c.line)
+		before := strings.ReplaceAll(ruleset(t, ns), "\n", "")
+		ensure(t, ns, f, testRules())
+		quiet(t, ns, f, testRules())
+		if got := fmt.Sprint(f.Blocked()); got != c.want {
+			t.Errorf("%s, %s: it names %s, want %s", c.mode, c.line, got, c.want)
+		}
+		if c.mode != Auto {
+			if after := strings.ReplaceAll(ruleset(t, ns), "\n", ""); after != before {
+				t.Errorf("%s, %s: it has become\n%s\nand was\n%s", c.mode, c.line, after, before)
+			}
+		}
+	}
+}
+
 // awaitNews waits for Ready.
 func awaitNews(t testing.TB, f *Firewall) {
 	t.Helper()

@@ -172,6 +172,7 @@ func parseEntry(b []byte, l xtLayout) (e legacyEntry, next int, err error) {
 		e.rule.conditional = e.rule.conditional || text(b[m+2:m+2+xtNames]) != "comment"
 		m += size
 	}
+	e.rule.packets = binary.NativeEndian.Uint64(b[l.size-16:])
 	body := b[target:next]
 	name := text(body[2 : 2+xtNames])
 	sum := bytes.Clone(b[l.size:target])

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -24,40 +25,46 @@ const (
 type legacy struct {
 	family family
 	fd     int
-	names  *os.File // the tables that there are; nil if the kernel has none
+	names  *os.File // the tables that there are; nil if that cannot be known
 }
 
 // openLegacy opens what is needed in the calling thread's network namespace.
-func openLegacy(f family) (*legacy, error) {
+func openLegacy(f family, log *slog.Logger) (*legacy, error) {
 	domain, file := unix.AF_INET, "/proc/thread-self/net/ip_tables_names"
 	if f.six {
 		domain, file = unix.AF_INET6, "/proc/thread-self/net/ip6_tables_names"
 	}
-	l := &legacy{family: f}
+	l := &legacy{family: f, fd: -1}
 	names, err := os.Open(file)
 	if err == nil {
 		l.names = names
 	} else if !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("open list of iptables' tables: %w", err)
+		// Readable for root alone. To ask for a table makes it.
+		log.Warn("what the legacy iptables drops is not seen", "error", err)
 	}
-	if l.fd, err = unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
-		_ = l.names.Close()
-		return nil, fmt.Errorf("open socket for iptables: %w", err)
+	l.fd, err = unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		l.fd = -1 // no IPv6 in this kernel, and no tables of it
+	} else if err != nil {
+		return nil, errors.Join(fmt.Errorf("open socket for iptables: %w", err), l.close())
 	}
 	return l, nil
 }
 
 func (l *legacy) close() error {
-	err := unix.Close(l.fd)
-	if l.names != nil {
-		err = errors.Join(err, l.names.Close())
+	var errs []error
+	if l.fd >= 0 {
+		errs = append(errs, unix.Close(l.fd))
 	}
-	return err
+	if l.names != nil {
+		errs = append(errs, l.names.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // tables lists the tables that the kernel has made.
 func (l *legacy) tables() ([]string, error) {
-	if l.names == nil {
+	if l.names == nil || l.fd < 0 {
 		return nil, nil
 	}
 	b, err := io.ReadAll(io.NewSectionReader(l.names, 0, 1<<16))

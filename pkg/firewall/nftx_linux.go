@@ -42,40 +42,98 @@ func (n *nft) readX(f family, names ...string) (map[string]xtable, error) {
 		if !slices.Contains(names, table.Name) {
 			continue
 		}
-		t := xtable{}
-		out[table.Name] = t
-		chains := map[string]*nftables.Chain{}
-		var todo []string
+		var begin []string
 		for _, c := range all {
-			if c.Table.Name == table.Name {
-				chains[c.Name] = c
-				if slices.Contains(builtins, c.Name) || strings.HasPrefix(c.Name, prefix) {
-					todo = append(todo, c.Name)
-				}
+			if c.Table.Name == table.Name && (slices.Contains(builtins, c.Name) || strings.HasPrefix(c.Name, prefix)) {
+				begin = append(begin, c.Name)
 			}
 		}
-		for len(todo) > 0 {
-			c, ok := chains[todo[0]]
-			todo = todo[1:]
-			if !ok || t[c.Name] != nil {
-				continue
-			}
-			if t[c.Name], err = n.readChain(c); err != nil {
-				return nil, err
-			}
-			if !slices.Contains([]string{"PREROUTING", "OUTPUT", "POSTROUTING"}, c.Name) {
-				for _, r := range t[c.Name].rules {
-					if !r.conditional {
-						todo = append(todo, r.target)
-					}
-				}
-			}
+		if out[table.Name], err = n.follow(all, table, begin); err != nil {
+			return nil, err
 		}
 	}
 	return out, nil
 }
 
+// follow reads chains of a table, and those that filtering ones call without a
+// condition.
+func (n *nft) follow(all []*nftables.Chain, table *nftables.Table, todo []string) (xtable, error) {
+	t := xtable{}
+	for len(todo) > 0 {
+		name := todo[0]
+		todo = todo[1:]
+		i := slices.IndexFunc(all, func(c *nftables.Chain) bool {
+			return c.Name == name && c.Table.Name == table.Name && c.Table.Family == table.Family
+		})
+		if i < 0 || t[name] != nil {
+			continue
+		}
+		c, err := n.readChain(all[i])
+		if err != nil {
+			return nil, err
+		}
+		t[name] = c
+		if all[i].Hooknum != nil && *all[i].Hooknum != *nftables.ChainHookForward {
+			continue
+		}
+		for _, r := range c.rules {
+			if !r.conditional {
+				todo = append(todo, r.target)
+			}
+		}
+	}
+	return t, nil
+}
+
+// strangers names the chains of others that drop what is forwarded and not known
+// to them, and that we do not write to: an accept elsewhere does not overrule
+// them. FORWARD of iptables counts
+// among them if that is asked for.
+func (n *nft) strangers(iptables bool) (names []string, err error) {
+	if err := n.limit(); err != nil {
+		return nil, err
+	}
+	var all []*nftables.Chain
+	for _, f := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6, nftables.TableFamilyINet} {
+		list, err := n.conn.ListChainsOfTableFamily(f)
+		if err != nil {
+			return nil, fmt.Errorf("read nftables chains: %w", err)
+		}
+		all = append(all, list...)
+	}
+	for _, c := range all {
+		if c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward {
+			continue
+		}
+		ipt := c.Table.Family != nftables.TableFamilyINet && c.Table.Name == "filter" && c.Name == "FORWARD"
+		if ipt && !iptables {
+			continue
+		}
+		t, err := n.follow(all, c.Table, []string{c.Name})
+		if err != nil {
+			return nil, err
+		}
+		if t.blocker(c.Name) >= 0 {
+			names = append(names, fmt.Sprintf("nftables %s %s %s", familyWord(c.Table.Family), c.Table.Name, c.Name))
+		}
+	}
+	return names, nil
+}
+
+func familyWord(f nftables.TableFamily) string {
+	switch f {
+	case nftables.TableFamilyIPv4:
+		return "ip"
+	case nftables.TableFamilyIPv6:
+		return "ip6"
+	}
+	return "inet"
+}
+
 func (n *nft) readChain(c *nftables.Chain) (*xchain, error) {
+	if err := n.limit(); err != nil {
+		return nil, err
+	}
 	rules, err := n.conn.GetRules(c.Table, c)
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return nil, fmt.Errorf("read nftables chain %s of table %s: %w", c.Name, c.Table.Name, err)
@@ -94,6 +152,7 @@ func xruleOf(f nftables.TableFamily, r *nftables.Rule) xrule {
 	for _, e := range r.Exprs {
 		switch e := e.(type) {
 		case *expr.Counter:
+			x.packets = e.Packets
 			continue
 		case *expr.Verdict:
 			x.target = verdictName(e)
@@ -135,7 +194,7 @@ func verdictName(v *expr.Verdict) string {
 // something there would drop, and nowhere else. The rules are made as iptables
 // makes them, so that it lists them.
 func (n *nft) forwardStep(r Rules, f family, t xtable) step {
-	if !r.Forward || len(r.members(pods, f)) == 0 || t.blocker() < 0 {
+	if !r.Forward || len(r.members(pods, f)) == 0 || t.blocker(forwardChain) < 0 {
 		return n.removeStep(f, "filter", t)
 	}
 	table := &nftables.Table{Name: "filter", Family: f.nft()}

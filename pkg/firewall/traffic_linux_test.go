@@ -153,8 +153,13 @@ func TestPeerFilter(t *testing.T) {
 			if heard := got(t, p.node, p.stranger, p.peer); len(heard) != 1 {
 				t.Errorf("heard %v, want the peer alone", heard)
 			}
+			dropped, err := f.Dropped()
+			must(t, err)
 			if heard := got(t, p.nodeOut, p.stranger, p.peer); len(heard) != 1 {
 				t.Errorf("at the node's other address heard %v, want the peer alone", heard)
+			}
+			if now, err := f.Dropped(); err != nil || now != dropped+1 {
+				t.Errorf("%d packets dropped (%v), want %d", now, err, dropped+1)
 			}
 		})
 		t.Run("loopback", func(t *testing.T) { got(t, addr("127.0.0.1"), addr("127.0.0.1")) })

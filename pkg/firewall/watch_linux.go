@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"unsafe"
 
 	"github.com/mdlayher/netlink"
@@ -27,7 +28,8 @@ const watchBytes = 8 << 20
 type watcher struct {
 	sock    *netlink.Conn
 	inotify *os.File
-	lock    string // path of the lock file
+	raw     syscall.RawConn // of inotify
+	lock    string          // path of the lock file
 	closed  atomic.Bool
 }
 
@@ -45,18 +47,41 @@ func watch() (*watcher, error) {
 	if err := sock.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
 		return nil, errors.Join(fmt.Errorf("listen to nftables: %w", err), w.close())
 	}
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("listen to %s: %w", w.lock, err), w.close())
-	}
-	w.inotify = os.NewFile(uintptr(fd), "inotify")
-	// The folder, for the file may be made anew. Without it there is no legacy
-	// iptables whose lock this is.
-	_, err = unix.InotifyAddWatch(fd, filepath.Dir(w.lock), unix.IN_CLOSE|unix.IN_ONLYDIR)
-	if err != nil && !errors.Is(err, unix.ENOENT) {
+	if err := w.watchLock(); err != nil {
 		return nil, errors.Join(fmt.Errorf("listen to %s: %w", w.lock, err), w.close())
 	}
 	return w, nil
+}
+
+// watchLock listens to the lock file, and to its folder for one that is made
+// anew. In a container the file alone may be the host's, so that its folder
+// tells nothing of it.
+func (w *watcher) watchLock() error {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	w.inotify = os.NewFile(uintptr(fd), "inotify")
+	if w.raw, err = w.inotify.SyscallConn(); err != nil {
+		return err
+	}
+	_, err = unix.InotifyAddWatch(fd, filepath.Dir(w.lock), unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_ONLYDIR)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return w.watchFile()
+}
+
+// watchFile listens to the lock file that there is now.
+func (w *watcher) watchFile() error {
+	var werr error
+	err := w.raw.Control(func(fd uintptr) {
+		_, werr = unix.InotifyAddWatch(int(fd), w.lock, unix.IN_CLOSE)
+	})
+	if errors.Is(werr, unix.ENOENT) {
+		return err
+	}
+	return errors.Join(err, werr)
 }
 
 func (w *watcher) close() error {
@@ -156,22 +181,25 @@ func (f *Firewall) readLock(ctx context.Context) error {
 		case err != nil:
 			return fmt.Errorf("read notifications of %s: %w", f.watch.lock, err)
 		}
-		if closed(buf[:n], name) {
+		if mentions(buf[:n], name) {
+			if err := f.watch.watchFile(); err != nil {
+				f.log.Warn("runs of the legacy iptables may go unnoticed", "error", err)
+			}
 			f.look()
 		}
 	}
 }
 
-// closed reports whether inotify events tell of the file, or were lost.
-func closed(b []byte, name string) bool {
+// mentions reports whether inotify events are about the lock file: they bear its
+// name if its folder tells, and none if it does itself.
+func mentions(b []byte, name string) bool {
 	const size = int(unsafe.Sizeof(unix.InotifyEvent{}))
 	for len(b) >= size {
-		mask := binary.NativeEndian.Uint32(b[4:])
 		n := int(binary.NativeEndian.Uint32(b[12:]))
-		if len(b) < size+n {
+		if n > len(b)-size {
 			return false
 		}
-		if mask&unix.IN_Q_OVERFLOW != 0 || text(b[size:size+n]) == name {
+		if n == 0 || text(b[size:size+n]) == name {
 			return true
 		}
 		b = b[size+n:]

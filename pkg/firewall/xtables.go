@@ -30,6 +30,7 @@ type xrule struct {
 	conditional bool   // it takes some packets only
 	text        string // equal for rules that do the same; never shown
 	handle      uint64 // nftables' name of it
+	packets     uint64 // that it has counted
 }
 
 // An xwant is one chain of ours in iptables.
@@ -42,17 +43,21 @@ type xwant struct {
 
 func (w xwant) key() string { return w.table + " " + w.chain + "\n" + strings.Join(w.lines, "\n") }
 
-// blocker returns where FORWARD drops whatever it was not told of: the index of
+// forwardChain is where iptables filters what is forwarded.
+const forwardChain = "FORWARD"
+
+// blocker returns where a chain drops whatever it was not told of: the index of
 // the first rule that ends in a DROP or REJECT without any condition, the number
 // of rules where that is the policy, -1 where nothing is dropped. A DROP with a
 // condition is somebody's will about certain packets, and stays in force.
-func (t xtable) blocker() int {
-	c, ok := t["FORWARD"]
+func (t xtable) blocker(chain string) int {
+	c, ok := t[chain]
 	if !ok {
 		return -1
 	}
+	fates := map[string]string{}
 	for i, r := range c.rules {
-		switch t.fate(r, 0) {
+		switch t.fate(r, fates) {
 		case "DROP":
 			return i
 		case "ACCEPT":
@@ -71,13 +76,11 @@ func (c *xchain) blockedByPolicy() int {
 	return -1
 }
 
-// deepest bounds the chains that call each other; the kernel has loops refused.
-const deepest = 16
-
 // fate says what becomes of every packet that meets a rule: DROP, ACCEPT,
-// RETURN, or "" where that depends or the next rule decides.
-func (t xtable) fate(r xrule, depth int) string {
-	if r.conditional || depth > deepest {
+// RETURN, or "" where that depends or the next rule decides. fates remembers
+// those of chains, each of which is walked once.
+func (t xtable) fate(r xrule, fates map[string]string) string {
+	if r.conditional {
 		return ""
 	}
 	switch r.target {
@@ -90,15 +93,21 @@ func (t xtable) fate(r xrule, depth int) string {
 	if !ok || strings.HasPrefix(r.target, prefix) {
 		return ""
 	}
-	for _, r := range c.rules {
-		switch f := t.fate(r, depth+1); f {
-		case "DROP", "ACCEPT":
-			return f
-		case "RETURN":
-			return ""
+	if f, ok := fates[r.target]; ok {
+		return f
+	}
+	fates[r.target] = "" // for a loop, which no kernel takes
+	for _, next := range c.rules {
+		f := t.fate(next, fates)
+		if f == "RETURN" {
+			break
+		}
+		if f != "" {
+			fates[r.target] = f
+			break
 		}
 	}
-	return ""
+	return fates[r.target]
 }
 
 // calls lists where a builtin chain calls ours. A call for some packets only is
@@ -124,11 +133,11 @@ func (t xtable) place(w xwant) (index int, right bool) {
 		n = len(c.rules)
 	}
 	switch w.calls {
-	case "FORWARD":
+	case forwardChain:
 		// As far behind as will do: rules before it, such as those of
 		// kube-proxy and of network policies, are meant for pods too.
 		index = n
-		if b := t.blocker(); b >= 0 {
+		if b := t.blocker(forwardChain); b >= 0 {
 			index = b
 		}
 		return index, once && at[0] <= index
@@ -154,6 +163,18 @@ func (t xtable) content(chain string) string {
 		fmt.Fprintf(&b, "%s %t %s\n", r.target, r.conditional, r.text)
 	}
 	return b.String()
+}
+
+// dropped counts the packets that our chains have dropped.
+func (t xtable) dropped() (packets uint64) {
+	for _, name := range t.ours() {
+		for _, r := range t[name].rules {
+			if r.target == "DROP" {
+				packets += r.packets
+			}
+		}
+	}
+	return packets
 }
 
 // marks lists the chains that say what was made for us.
@@ -192,7 +213,7 @@ func (r Rules) xchains(f family) (wants []xwant) {
 		case output:
 			w.calls = "OUTPUT"
 		case forward:
-			w.table, w.calls = "filter", "FORWARD"
+			w.table, w.calls = "filter", forwardChain
 		case postrouting:
 			w.table, w.calls = "nat", "POSTROUTING"
 		}
