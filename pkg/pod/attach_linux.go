@@ -222,13 +222,13 @@ func (a Attachment) whatExists(c *rtnl.Conn, host string) error {
 func (a Attachment) markSteps(index int) []step {
 	mark := newLink(unix.RTM_NEWLINK, 0, index)
 	mark.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, nl.NonZeroTerminated(a.alias())))
-	mark.AddData(hairpin(a.Hairpin))
+	mark.AddData(portMode(a.Hairpin, a.Filter))
 	quiet := newLink(unix.RTM_NEWLINK, 0, index)
 	families := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	noLinkLocal(families)
 	quiet.AddData(families)
 	return []step{
-		{what: "set alias and hairpin mode", req: mark},
+		{what: "set alias and mode of the port", req: mark},
 		{what: "no generated IPv6 addresses", req: quiet, fine: []error{unix.EAFNOSUPPORT}}, // a kernel without IPv6
 	}
 }

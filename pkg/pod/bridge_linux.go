@@ -281,7 +281,7 @@ func reattach(c *rtnl.Conn, bridge int) ([]string, error) {
 		master := newLink(unix.RTM_NEWLINK, 0, l.Index)
 		master.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(bridge))))
 		mode := newLink(unix.RTM_NEWLINK, 0, l.Index)
-		mode.AddData(hairpin(wantsHairpin(l.Alias)))
+		mode.AddData(portMode(wantsHairpin(l.Alias), l.Group == GuardedGroup))
 		steps = append(steps, // a pod may go meanwhile
 			step{what: "enslave " + l.Name, req: master, fine: []error{unix.ENODEV}},
 			step{what: "set hairpin of " + l.Name, req: mode, fine: []error{unix.ENODEV, unix.EOPNOTSUPP}})

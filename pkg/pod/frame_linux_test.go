@@ -141,3 +141,20 @@ func newMark() []byte {
 	marks++
 	return fmt.Appendf(nil, "<mark %d of %d>", marks, os.Getpid())
 }
+
+func udp(port int, payload []byte) []byte {
+	return slices.Concat(be16(4000), be16(port), be16(8+len(payload)), []byte{0, 0}, payload)
+}
+
+// checksum is that of the UDP packet in an IPv6 packet without other headers.
+func checksum(packet []byte) uint16 {
+	sum := uint32(unix.IPPROTO_UDP + len(packet) - 40)
+	body := slices.Concat(packet[8:], make([]byte, len(packet)%2))
+	for i := 0; i < len(body); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(body[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum&0xffff + sum>>16
+	}
+	return ^uint16(sum)
+}

@@ -22,6 +22,8 @@ const (
 	loopbackIndex       = 1
 	headerSize          = unix.SizeofIfInfomsg
 	hairpinOn           = 1
+	brportGroupFwdMask  = 31 // IFLA_BRPORT_GROUP_FWD_MASK
+	forwardLLDP         = 1 << 0x0e
 	addrGenModeUnknown  = 0xff
 	addrGenModeDisabled = nl.IN6_ADDR_GEN_MODE_NONE
 	noNetns             = -1 // NETNSA_NSID_NOT_ASSIGNED
@@ -40,6 +42,7 @@ type link struct {
 	AddrGenMode         uint8 // addrGenModeUnknown where IPv6 is off
 	Port                bool  // is the port of a bridge
 	Hairpin             bool
+	Forwards            uint16 // bit n: also frames to 01:80:c2:00:00:0n
 }
 
 // ours says whether the link bears our mark.
@@ -132,8 +135,11 @@ func (l *link) parseInfo(info []byte) {
 			l.Port = text(v) == "bridge"
 		case nl.IFLA_INFO_SLAVE_DATA:
 			rtnl.EachAttr(v, func(kind uint16, v []byte) {
-				if kind == nl.IFLA_BRPORT_MODE && len(v) > 0 {
+				switch {
+				case kind == nl.IFLA_BRPORT_MODE && len(v) > 0:
 					l.Hairpin = v[0] == hairpinOn
+				case kind == brportGroupFwdMask && len(v) >= 2:
+					l.Forwards = binary.NativeEndian.Uint16(v)
 				}
 			})
 		}

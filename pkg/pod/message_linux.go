@@ -74,17 +74,23 @@ func linkUp(index int) *nl.NetlinkRequest {
 	return req
 }
 
-// hairpin lets a bridge port send a frame back where it came from: a pod that
-// reaches itself through a Service.
-func hairpin(on bool) *nl.RtAttr {
-	mode := uint8(0)
-	if on {
+// portMode is how a bridge port is. Hairpin lets it send a frame back where it came
+// from: a pod that reaches itself through a Service. A guarded port treats frames
+// to the group of LLDP (01:80:c2:00:00:0e) like others: the kernel would hand them
+// to the node behind netfilter's back, whatever is in them.
+func portMode(hairpin, guarded bool) *nl.RtAttr {
+	mode, groups := uint8(0), uint16(0)
+	if hairpin {
 		mode = hairpinOn
+	}
+	if guarded {
+		groups = forwardLLDP
 	}
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.NonZeroTerminated("bridge"))
 	data := info.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil)
 	data.AddRtAttr(nl.IFLA_BRPORT_MODE, nl.Uint8Attr(mode))
+	data.AddRtAttr(brportGroupFwdMask, nl.Uint16Attr(groups))
 	return info
 }
 

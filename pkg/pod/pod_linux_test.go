@@ -2,6 +2,8 @@ package pod
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"regexp"
 	"strings"
@@ -119,4 +121,23 @@ func state(t testing.TB, ns *netlab.Namespace) string {
 		text = regexp.MustCompile(u.from).ReplaceAllString(text, u.to)
 	}
 	return strings.TrimSpace(text)
+}
+
+// listenTCP listens inside a namespace until the test ends.
+func listenTCP(t *testing.T, ns *netlab.Namespace, address string) (l net.Listener) {
+	t.Helper()
+	in(t, ns, func() (err error) { l, err = net.Listen("tcp", address); return err })
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// receiveAll accepts one connection and reads that many bytes.
+func receiveAll(l net.Listener, size int64) error {
+	conn, err := l.Accept()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	_, err = io.CopyN(io.Discard, conn, size)
+	return err
 }

@@ -184,7 +184,7 @@ func linkBody(attrs ...*nl.RtAttr) []byte {
 func TestParseLink(t *testing.T) {
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO|unix.NLA_F_NESTED, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.ZeroTerminated("veth"))
-	info.AddChild(hairpin(true))
+	info.AddChild(portMode(true, true))
 	body := linkBody(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated("veth0")), nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(1450)), info)
 	l := parseLink(body)
 	if l.Index != 7 || l.Name != "veth0" || l.MTU != 1450 || l.Kind != "veth" || !l.Up || l.AddrGenMode != addrGenModeUnknown {
@@ -201,7 +201,7 @@ func FuzzParse(f *testing.F) {
 	families := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	forward4(families)
 	noLinkLocal(families)
-	f.Add(linkBody(hairpin(true), families, nl.NewRtAttr(unix.IFLA_ADDRESS, []byte{1, 2, 3, 4, 5, 6})))
+	f.Add(linkBody(portMode(true, true), families, nl.NewRtAttr(unix.IFLA_ADDRESS, []byte{1, 2, 3, 4, 5, 6})))
 	f.Add(address(unix.RTM_NEWADDR, 7, prefixes("10.244.1.7/24")[0]).Serialize()[unix.NLMSG_HDRLEN:])
 	f.Add(defaultRoute(7, addrs("fd00::1")[0]).Serialize()[unix.NLMSG_HDRLEN:])
 	f.Fuzz(func(t *testing.T, body []byte) {

@@ -1,0 +1,78 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vxlan-cni/vxlan-cni/internal/rtnl"
+)
+
+// pluginName is what the kernel calls the processes that attach pods: a program's
+// name, cut to 15 bytes.
+const pluginName = "vxlan-cni"
+
+// A FilterMonitor tells when somebody has changed the filter's table, so that
+// EnsureFilter should look.
+type FilterMonitor struct {
+	watcher *rtnl.Watcher
+	ready   chan struct{}
+	touched bool // by the transaction that is being told; Run's own
+}
+
+// WatchFilter starts to listen in the calling thread's network namespace. What
+// happens from now on is not missed, even before Run.
+func WatchFilter() (*FilterMonitor, error) {
+	w, err := rtnl.WatchNetfilter(unix.NFNLGRP_NFTABLES)
+	if err != nil {
+		return nil, err
+	}
+	return &FilterMonitor{watcher: w, ready: make(chan struct{}, 1)}, nil
+}
+
+// Ready receives when there may be something to repair. What the plugin does is
+// right, so it is no news; what EnsureFilter does is.
+func (m *FilterMonitor) Ready() <-chan struct{} { return m.ready }
+
+// Run reads notifications until ctx ends, and closes the monitor.
+func (m *FilterMonitor) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { _ = m.watcher.Close() })
+	defer stop()
+	for {
+		err := m.watcher.Next(m.note)
+		switch {
+		case ctx.Err() != nil || errors.Is(err, os.ErrClosed):
+			return nil
+		case errors.Is(err, rtnl.ErrOverrun):
+			m.tell()
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// note reads one notification. The kernel tells what a transaction did, and then that
+// it is complete and whose it was.
+func (m *FilterMonitor) note(n rtnl.Notification) {
+	attrs := rtnl.NetfilterAttrs(n.Body)
+	switch {
+	case n.Kind>>8 != unix.NFNL_SUBSYS_NFTABLES || attrs == nil:
+	case n.Kind&0xff != unix.NFT_MSG_NEWGEN:
+		// Attribute 1 of all others is the table's name.
+		m.touched = m.touched || n.Body[0] == unix.NFPROTO_BRIDGE && nestAttr(0, textAttr(unix.NFTA_TABLE_NAME, FilterTable)).within(attrs)
+	case m.touched:
+		m.touched = false
+		if !nestAttr(0, textAttr(unix.NFTA_GEN_PROC_NAME, pluginName)).within(attrs) {
+			m.tell()
+		}
+	}
+}
+
+func (m *FilterMonitor) tell() {
+	select {
+	case m.ready <- struct{}{}:
+	default:
+	}
+}
