@@ -46,6 +46,8 @@ var plants = []planted{
 	{"pkg/subnet/etcd/a.go", "pkg/pod/leaf", "pkg-subnet"},
 	{"pkg/subnet/etcd/b.go", "pkg/subnet", ""},
 	{"pkg/subnet/etcd/c.go", "internal/node/leaf", "pkg-subnet"},
+	{"pkg/subnet/etcd/d.go", "pkg/subnet/outage", ""},
+	{"pkg/subnet/outage/a.go", "pkg/subnet/leaf", "pkg-subnet-outage"},
 	{"pkg/vxlan/a.go", "pkg/subnet/leaf", "pkg-vxlan"},
 	{"pkg/vxlan/b_test.go", "pkg/subnet/leaf", "pkg-vxlan"},
 	{"pkg/vxlan/c.go", "internal/rtnl", ""},

@@ -181,7 +181,7 @@ func TestNodeOfACutOffMember(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Heal()
-	log.has(t, "INFO", "etcd serves again")
+	log.has(t, "INFO", "no longer: etcd not reachable")
 	snap := r.wait(t, "node-2", peers(own, "node-2"))
 	if !slices.Equal(snap.Own.Subnets, own.Subnets) {
 		t.Errorf("own %s, before %s", snap.Own.Subnets, own.Subnets)

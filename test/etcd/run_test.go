@@ -38,7 +38,7 @@ func TestEtcdRestartsDuringRun(t *testing.T) {
 	s.server.Stop()
 	log.has(t, "WARN", "etcd not reachable", s.server.Endpoint(), "refused")
 	s.start(t)
-	log.has(t, "INFO", "etcd serves again")
+	log.has(t, "INFO", "no longer: etcd not reachable")
 	if after := s.state(t); after != before {
 		t.Errorf("after the restart %s, before it %s", after, before)
 	}
@@ -89,7 +89,7 @@ func TestUnreachableAtStart(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("acquire that outlasted the outage: %v", err)
 	}
-	log.has(t, "INFO", "etcd serves again")
+	log.has(t, "INFO", "no longer: etcd not reachable")
 	run(t, m)
 }
 

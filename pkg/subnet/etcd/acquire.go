@@ -16,6 +16,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/outage"
 )
 
 // A holding is the record that this node has in etcd.
@@ -47,7 +48,7 @@ func (m *Manager) Acquire(ctx context.Context, want subnet.Request) (subnet.Leas
 	}
 	defer func() { <-m.acquiring }()
 	var l subnet.Lease
-	err = m.retry(ctx, func(ctx context.Context) error {
+	err = m.outage.Retry(ctx, func(ctx context.Context) error {
 		l, err = m.acquire(ctx, cfg, want)
 		return err
 	})
@@ -102,7 +103,7 @@ func (m *Manager) setExpiry(id clientv3.LeaseID, at time.Time) subnet.Lease {
 func (m *Manager) acquire(ctx context.Context, cfg subnet.Config, want subnet.Request) (subnet.Lease, error) {
 	h, err := m.tryAcquire(ctx, cfg, want)
 	for n := 0; errors.Is(err, errConflict); n++ {
-		if !sleep(ctx, rand.N(5*time.Millisecond<<min(n, 5))) {
+		if !outage.Sleep(ctx, rand.N(5*time.Millisecond<<min(n, 5))) {
 			return subnet.Lease{}, ctx.Err()
 		}
 		h, err = m.tryAcquire(ctx, cfg, want)

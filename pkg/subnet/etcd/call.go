@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/outage"
 )
 
 const (
@@ -31,7 +33,7 @@ const (
 )
 
 // do runs one request against etcd. If it was not served the error is a
-// *waitError, unless ctx ended.
+// *outage.Wait, unless ctx ended.
 //
 // A member that is cut off from the others would let a request wait until the
 // time-out. It refuses at once, and has done nothing, if a leader is required;
@@ -203,23 +205,23 @@ func failFast(ctx context.Context, method string, req, reply any, cc *grpc.Clien
 }
 
 // asWaitError says whether etcd was not reached or did not want to.
-func asWaitError(err error, timeout time.Duration) *waitError {
-	w := &waitError{state: stateRefused, err: err}
+func asWaitError(err error, timeout time.Duration) *outage.Wait {
+	w := &outage.Wait{State: stateRefused, Err: err}
 	if errors.Is(err, context.DeadlineExceeded) {
-		w.state, w.text = stateAway, "no answer within "+timeout.String()
+		w.State, w.Text = stateAway, "no answer within "+timeout.String()
 		return w
 	}
 	code := status.Code(err)
 	if e := (rpctypes.EtcdError{}); errors.As(err, &e) {
-		code, w.text = e.Code(), e.Error()
+		code, w.Text = e.Code(), e.Error()
 	} else if s, ok := status.FromError(err); ok {
-		w.text = s.Message()
+		w.Text = s.Message()
 	}
 	switch code {
 	case codes.DeadlineExceeded, codes.Canceled:
-		w.state, w.text = stateAway, "no answer within "+timeout.String()
+		w.State, w.Text = stateAway, "no answer within "+timeout.String()
 	case codes.Unavailable:
-		w.state = stateAway
+		w.State = stateAway
 	}
 	return w
 }

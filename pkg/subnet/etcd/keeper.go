@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/outage"
 )
 
 // A keeper is what Run knows. One goroutine uses it, but for conn.
@@ -249,16 +250,16 @@ func (k *keeper) scheduleRenewal(l subnet.Lease) {
 
 // later reports a request that was not served, and says when to try again.
 func (k *keeper) later(err error) time.Time {
-	if wait, ok := errors.AsType[*waitError](err); ok {
-		k.m.outage.report(wait)
+	if wait, ok := errors.AsType[*outage.Wait](err); ok {
+		k.m.outage.Report(wait)
 	}
 	k.failed++
-	return time.Now().Add(pause(k.failed - 1))
+	return time.Now().Add(outage.Pause(k.failed - 1))
 }
 
 func (k *keeper) served() {
 	k.failed = 0
-	k.m.outage.over()
+	k.m.outage.Over()
 }
 
 // isBroken says whether the own record is not as this Manager wrote it. While
@@ -275,7 +276,7 @@ func (k *keeper) isBroken() bool {
 func (k *keeper) repair(ctx context.Context) {
 	before, lease, err := k.m.acquireAgain(ctx, k.network.cfg)
 	now := time.Now()
-	var wait *waitError
+	var wait *outage.Wait
 	switch {
 	case ctx.Err() != nil:
 		return

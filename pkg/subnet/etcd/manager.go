@@ -6,12 +6,20 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/outage"
+)
+
+// What etcd is waited for, as it stands in the log.
+const (
+	stateAway    = "etcd not reachable"
+	stateRefused = "etcd refuses"
+	stateEmpty   = "etcd holds no network configuration"
 )
 
 // A Manager holds one node's lease in etcd. Its methods may be called from
@@ -19,7 +27,7 @@ import (
 type Manager struct {
 	opts   Options
 	tls    *tls.Config
-	outage *outage
+	outage *outage.Reporter
 
 	// acquiring has room for one token: who holds it may write the record, and
 	// spare and ttl.
@@ -59,7 +67,7 @@ func New(o Options) (*Manager, error) {
 	return &Manager{
 		opts:       o,
 		tls:        t,
-		outage:     newOutage(o.Log, o.Endpoints),
+		outage:     outage.NewReporter(o.Log.With("endpoints", strings.Join(o.Endpoints, ","))),
 		ttl:        o.ttl(),
 		acquiring:  make(chan struct{}, 1),
 		connecting: make(chan struct{}, 1),
@@ -88,7 +96,7 @@ func (m *Manager) Close() error {
 // once, which names the key.
 func (m *Manager) Config(ctx context.Context) (subnet.Config, error) {
 	var n network
-	err := m.retry(ctx, func(ctx context.Context) (err error) {
+	err := m.outage.Retry(ctx, func(ctx context.Context) (err error) {
 		n, err = m.readConfig(ctx)
 		return err
 	})
@@ -107,7 +115,7 @@ func (m *Manager) readConfig(ctx context.Context) (network, error) {
 		return network{}, err
 	}
 	if len(resp.Kvs) == 0 {
-		return network{}, &waitError{state: stateEmpty, err: fmt.Errorf("key %s: missing, want the network configuration", m.configKey())}
+		return network{}, &outage.Wait{State: stateEmpty, Err: fmt.Errorf("key %s: missing, want the network configuration", m.configKey())}
 	}
 	raw := resp.Kvs[0].Value
 	cfg, err := subnet.ParseConfig(raw)
@@ -141,17 +149,5 @@ func take(ctx context.Context, token chan struct{}) error {
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
-	}
-}
-
-// sleep waits, and says whether ctx did not end meanwhile.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return ctx.Err() == nil
-	case <-ctx.Done():
-		return false
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/outage"
 )
 
 const (
@@ -51,7 +52,7 @@ func (m *Manager) Run(ctx context.Context, fn func(subnet.Snapshot)) error {
 	wg.Go(func() { k.watchConnection(ctx) })
 	for failed := 0; ctx.Err() == nil; failed++ {
 		began := time.Now()
-		err := m.retry(ctx, k.read)
+		err := m.outage.Retry(ctx, k.read)
 		if err == nil {
 			err = k.tick(ctx)
 		}
@@ -65,7 +66,7 @@ func (m *Manager) Run(ctx context.Context, fn func(subnet.Snapshot)) error {
 		if time.Since(began) > repairMax {
 			failed = 0
 		}
-		if failed > 0 && !sleep(ctx, pause(failed)) {
+		if failed > 0 && !outage.Sleep(ctx, outage.Pause(failed)) {
 			break
 		}
 	}

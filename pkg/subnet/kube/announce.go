@@ -9,6 +9,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/outage"
 )
 
 // networkUnavailable is the condition that keeps pods off a Node while it is
@@ -92,7 +94,7 @@ func (m *Manager) removeTaint(ctx context.Context, n *node) error {
 	}
 	_, err := m.client.patch(ctx, n.Name, types.JSONPatchType, ops)
 	if apierrors.IsInvalid(err) || apierrors.IsConflict(err) {
-		return &waitError{stateRefused, fmt.Errorf("take taint %s off: %w", m.opts.StartupTaint, err)}
+		return &outage.Wait{State: stateRefused, Err: fmt.Errorf("take taint %s off: %w", m.opts.StartupTaint, err)}
 	}
 	return err
 }

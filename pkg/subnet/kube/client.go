@@ -10,6 +10,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
+
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/outage"
 )
 
 const (
@@ -17,7 +19,7 @@ const (
 	status   = "status"
 )
 
-// A client speaks to the API server of Nodes. Its errors are a *waitError where
+// A client speaks to the API server of Nodes. Its errors are a *outage.Wait where
 // the request was not served.
 type client struct {
 	rest   *rest.RESTClient
@@ -33,7 +35,7 @@ func (c *client) get(ctx context.Context, name string) (*node, error) {
 	n := &node{}
 	err := c.rest.Get().Resource(resource).Name(name).Do(ctx).Into(n)
 	if apierrors.IsNotFound(err) {
-		return nil, &waitError{stateNoNode, err}
+		return nil, &outage.Wait{State: stateNoNode, Err: err}
 	}
 	if err != nil {
 		return nil, served(err)
@@ -53,7 +55,7 @@ func (c *client) patch(ctx context.Context, name string, kind types.PatchType, b
 	n := &node{}
 	err = c.rest.Patch(kind).Resource(resource).Name(name).SubResource(subresource...).Body(data).Do(ctx).Into(n)
 	if apierrors.IsNotFound(err) {
-		return nil, &waitError{stateNoNode, err}
+		return nil, &outage.Wait{State: stateNoNode, Err: err}
 	}
 	if err != nil {
 		return nil, served(err)
@@ -90,9 +92,9 @@ func (c *client) revision(ctx context.Context) (int64, error) {
 // list and watch are for the Reflector: own is the Node of which more is kept.
 // They wait while the server does not serve, since the Reflector would wait
 // longer, and not notice the end of ctx.
-func (c *client) list(ctx context.Context, o *outage, own string, opts metav1.ListOptions) (runtime.Object, error) {
+func (c *client) list(ctx context.Context, o *outage.Reporter, own string, opts metav1.ListOptions) (runtime.Object, error) {
 	var l *nodeList
-	err := o.retry(ctx, func(ctx context.Context) error {
+	err := o.Retry(ctx, func(ctx context.Context) error {
 		l = &nodeList{}
 		return served(c.rest.Get().Resource(resource).VersionedParams(&opts, c.params).Do(ctx).Into(l))
 	})
@@ -105,10 +107,10 @@ func (c *client) list(ctx context.Context, o *outage, own string, opts metav1.Li
 	return l, nil
 }
 
-func (c *client) watch(ctx context.Context, o *outage, own string, opts metav1.ListOptions) (watch.Interface, error) {
+func (c *client) watch(ctx context.Context, o *outage.Reporter, own string, opts metav1.ListOptions) (watch.Interface, error) {
 	opts.Watch = true
 	var w watch.Interface
-	err := o.retry(ctx, func(ctx context.Context) (err error) {
+	err := o.Retry(ctx, func(ctx context.Context) (err error) {
 		w, err = c.rest.Get().Resource(resource).VersionedParams(&opts, c.params).Watch(ctx)
 		return served(err)
 	})

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/outage"
 )
 
 // A Manager holds one node's lease in the annotations of its Node. Its methods
@@ -21,7 +22,7 @@ type Manager struct {
 	opts   Options
 	client *client
 	notes  annotations
-	outage *outage
+	outage *outage.Reporter
 	news   chan struct{} // has room for one: held or announced has changed
 
 	// acquiring has room for one token: who holds it may write the annotations.
@@ -63,7 +64,7 @@ func New(o Options) (*Manager, error) {
 		opts:      o,
 		client:    &client{rest: rest, params: params, notes: notes},
 		notes:     notes,
-		outage:    &outage{log: o.Log},
+		outage:    outage.NewReporter(o.Log),
 		news:      make(chan struct{}, 1),
 		acquiring: make(chan struct{}, 1),
 	}, nil
@@ -81,10 +82,10 @@ func (m *Manager) Close() error {
 // which names the key. A later change of the file needs a restart.
 func (m *Manager) Config(ctx context.Context) (subnet.Config, error) {
 	var cfg subnet.Config
-	err := m.outage.retry(ctx, func(context.Context) error {
+	err := m.outage.Retry(ctx, func(context.Context) error {
 		data, err := os.ReadFile(m.opts.ConfigPath)
 		if errors.Is(err, fs.ErrNotExist) {
-			return &waitError{stateNoConfig, err}
+			return &outage.Wait{State: stateNoConfig, Err: err}
 		}
 		if err == nil {
 			cfg, err = subnet.ParseConfig(data)
@@ -133,7 +134,7 @@ func (m *Manager) Acquire(ctx context.Context, want subnet.Request) (subnet.Leas
 	}
 	defer m.unlock()
 	var l subnet.Lease
-	err = m.outage.retry(ctx, func(ctx context.Context) error {
+	err = m.outage.Retry(ctx, func(ctx context.Context) error {
 		l, _, err = m.acquire(ctx, cfg, want)
 		return err
 	})
@@ -167,7 +168,7 @@ func (m *Manager) acquire(ctx context.Context, cfg subnet.Config, want subnet.Re
 			continue // the next look sees what they did
 		}
 		if errors.Is(err, errConflict) {
-			err = &waitError{stateRefused, named(want.Node, err)}
+			err = &outage.Wait{State: stateRefused, Err: named(want.Node, err)}
 		}
 		if err != nil {
 			return subnet.Lease{}, false, err
@@ -186,7 +187,7 @@ func (m *Manager) tryAcquire(ctx context.Context, cfg subnet.Config, want subnet
 		return holding{}, false, err
 	}
 	if len(n.Spec.PodCIDRs) == 0 && n.Spec.PodCIDR == "" {
-		return holding{}, false, &waitError{stateUnassigned, named(n.Name,
+		return holding{}, false, &outage.Wait{State: stateUnassigned, Err: named(n.Name,
 			errors.New("spec.podCIDRs: none, want the controller-manager to assign some (--allocate-node-cidrs)"))}
 	}
 	h := holding{want: want, uid: n.UID, lease: subnet.Lease{Node: want.Node, Backend: cfg.Backend.Type, MTU: want.MTU}}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/outage"
 )
 
 // Release takes the lease off another Node, such as one that was drained: its
@@ -27,8 +28,8 @@ func (m *Manager) release(ctx context.Context, name string, revision int64) erro
 		return err
 	}
 	n, err := m.client.get(ctx, name)
-	var wait *waitError
-	if errors.As(err, &wait) && wait.state == stateNoNode {
+	var wait *outage.Wait
+	if errors.As(err, &wait) && wait.State == stateNoNode {
 		return subnet.ErrNoLease
 	}
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/outage"
 )
 
 const (
@@ -91,7 +92,7 @@ func (m *Manager) reflect(ctx context.Context, b *book) {
 		},
 	}, &node{}, b, cache.ReflectorOptions{
 		Name: "nodes", Logger: &logger,
-		Backoff: &wait.Backoff{Duration: retryMin, Cap: retryMax, Steps: 10, Factor: 2, Jitter: 1},
+		Backoff: &wait.Backoff{Duration: outage.PauseMin, Cap: outage.PauseMax, Steps: 10, Factor: 2, Jitter: 1},
 	})
 	r.RunWithContext(klog.NewContext(ctx, logger))
 }
@@ -103,12 +104,12 @@ func (m *Manager) reflect(ctx context.Context, b *book) {
 func (m *Manager) continues(ctx context.Context, b *book, resourceVersion string) error {
 	var rev int64
 	var own *node
-	err := m.outage.retry(ctx, func(ctx context.Context) (err error) {
+	err := m.outage.Retry(ctx, func(ctx context.Context) (err error) {
 		if rev, err = m.client.revision(ctx); err == nil {
 			own, err = m.client.get(ctx, b.own)
 		}
-		var wait *waitError
-		if errors.As(err, &wait) && wait.state == stateNoNode {
+		var wait *outage.Wait
+		if errors.As(err, &wait) && wait.State == stateNoNode {
 			return nil
 		}
 		return err
@@ -212,18 +213,18 @@ func (k *keeper) repair(ctx context.Context) {
 	defer func() { k.repairAt = time.Now().Add(k.repairGap) }()
 
 	before, lease, wrote, err := k.acquireAgain(ctx)
-	var wait *waitError
+	var wait *outage.Wait
 	switch {
 	case ctx.Err() != nil:
 		return
 	case errors.As(err, &wait):
-		k.m.outage.report(wait)
+		k.m.outage.Report(wait)
 		return
 	case err != nil:
 		k.m.opts.Log.Error("own Node cannot be set right", "subnets", before.Subnets, "error", err)
 		return
 	}
-	k.m.outage.over()
+	k.m.outage.Over()
 	if wrote {
 		k.m.opts.Log.Warn("own Node's annotations were changed by somebody else, written again", "before", before.Subnets, "now", lease.Subnets)
 	}

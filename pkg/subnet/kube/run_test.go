@@ -268,6 +268,20 @@ func await(t *testing.T, snaps <-chan subnet.Snapshot, what string, ok func(subn
 	}
 }
 
+// withPeer is a node that runs, and knows of another.
+func withPeer(t *testing.T) (*fakeAPI, <-chan subnet.Snapshot) {
+	t.Helper()
+	f, m := newFake(t)
+	f.set("node-1", "10.244.1.0/24", nil)
+	f.set("node-2", "10.244.2.0/24", other(12))
+	if _, err := m.Acquire(t.Context(), want()); err != nil {
+		t.Fatal(err)
+	}
+	snaps := follow(t, m)
+	await(t, snaps, "a peer", count(1))
+	return f, snaps
+}
+
 func count(n int) func(subnet.Snapshot) bool {
 	return func(s subnet.Snapshot) bool { return len(s.Peers) == n }
 }
@@ -287,14 +301,7 @@ func TestWriteLosesToWhoWasFirst(t *testing.T) {
 // TestExpiredRevision: a watch that cannot go on ends in a new list, and what
 // has gone meanwhile is gone.
 func TestExpiredRevision(t *testing.T) {
-	f, m := newFake(t)
-	f.set("node-1", "10.244.1.0/24", nil)
-	f.set("node-2", "10.244.2.0/24", other(12))
-	if _, err := m.Acquire(t.Context(), want()); err != nil {
-		t.Fatal(err)
-	}
-	snaps := follow(t, m)
-	await(t, snaps, "a peer", count(1))
+	f, snaps := withPeer(t)
 	f.set("node-3", "10.244.3.0/24", other(13))
 	await(t, snaps, "two peers", count(2))
 	f.mu.Lock()
@@ -315,14 +322,7 @@ func TestExpiredRevision(t *testing.T) {
 // TestServerThatCountsAgain: a server that lost everything, and took up the
 // watch of old without a word, as apiservers do, is seen through.
 func TestServerThatCountsAgain(t *testing.T) {
-	f, m := newFake(t)
-	f.set("node-1", "10.244.1.0/24", nil)
-	f.set("node-2", "10.244.2.0/24", other(12))
-	if _, err := m.Acquire(t.Context(), want()); err != nil {
-		t.Fatal(err)
-	}
-	snaps := follow(t, m)
-	await(t, snaps, "a peer", count(1))
+	f, snaps := withPeer(t)
 	f.awaitWatch(t) // one that opens later would not be looked at before its end
 	f.mu.Lock()
 	clear(f.nodes)
