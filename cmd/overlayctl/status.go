@@ -43,6 +43,7 @@ func statusText(l look, s api.Status) string {
 	t.add(toneIf(s.Misses.Overruns > 0, warn), "misses", fmt.Sprintf("%d received, %d answered, %d unknown, %d overruns",
 		s.Misses.Received, s.Misses.Answered, s.Misses.Unknown, s.Misses.Overruns))
 	addKernel(t, l, s.Kernel)
+	t.add(plain, "dropped", fmt.Sprintf("%d VXLAN packets of strangers, %d spoofed frames of pods", s.Dropped.VXLAN, s.Dropped.Spoofed))
 	t.add(toneIf(s.Slots.Total > 0 && free(s.Slots) == 0, warn), "slots", fmt.Sprintf("%d held, %d resting, %d free of %d",
 		s.Slots.Held, s.Slots.Resting, free(s.Slots), s.Slots.Total))
 	return t.text(l)

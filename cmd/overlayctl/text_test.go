@@ -46,6 +46,7 @@ device    overlay.1 up, vni 1, port 8472, mac 0e:00:00:00:00:01, mtu 1450
 peers     2/2 in sync, resolve eager
 misses    5 received, 4 answered, 1 unknown, 0 overruns
 kernel    12 operations, 0 errors, 3 reconciles, last 1m0s ago; 2 changes by others undone
+dropped   0 VXLAN packets of strangers, 0 spoofed frames of pods
 slots     2 held, 1 resting, 250 free of 253
 `)
 }
@@ -77,6 +78,7 @@ underlay      192.0.2.7 on eth0, mtu 1500 (default route)
 <warn>misses        5 received, 4 answered, 1 unknown, 1 overruns</>
 kernel        12 operations, 1 errors, 3 reconciles, last 1m0s ago; 2 changes by others undone
 <warn>  last error  set route: network is down</>
+dropped       0 VXLAN packets of strangers, 0 spoofed frames of pods
 <warn>slots         250 held, 3 resting, 0 free of 253</>
 `)
 }
@@ -95,6 +97,7 @@ device    none
 peers     0/0 in sync, resolve on-miss
 misses    0 received, 0 answered, 0 unknown, 0 overruns
 kernel    0 operations, 0 errors, 0 reconciles, last never; 0 changes by others undone
+dropped   0 VXLAN packets of strangers, 0 spoofed frames of pods
 slots     0 held, 0 resting, 0 free of 0
 `)
 }

@@ -49,6 +49,7 @@ type Status struct {
 	Peers    PeerCount `json:"peers"`
 	Misses   MissCount `json:"misses"`
 	Kernel   Kernel    `json:"kernel"`
+	Dropped  Dropped   `json:"dropped"`
 	Slots    Slots     `json:"slots"`
 }
 
@@ -111,6 +112,14 @@ type Kernel struct {
 	Foreign    uint64    `json:"foreign"` // changes by others that were undone
 	Last       time.Time `json:"last"`    // last completed reconcile
 	LastError  string    `json:"lastError,omitempty"`
+}
+
+// Dropped counts what the node's rules dropped since they were made.
+type Dropped struct {
+	VXLAN   uint64 `json:"vxlan"`   // packets of underlay addresses that no peer has
+	Spoofed uint64 `json:"spoofed"` // frames of pods with a MAC or address that is not theirs
+
+	Error string `json:"error,omitempty"` // why they cannot be counted
 }
 
 // Slots counts the node's pod addresses.

@@ -49,6 +49,7 @@ type loop struct {
 	overlays []*overlay // one per underlay family, IPv4 first
 	monitor  *vxlan.Monitor
 	firewall *firewall.Firewall
+	filter   *pod.FilterMonitor
 	ready    func()               // called once, when the first reconcile is complete
 	guard    func() error         // says that the run folder is not ours any more
 	relet    func(subnet.Request) // has the lease updated
@@ -71,6 +72,7 @@ type loop struct {
 	wait        time.Duration // before the next retry
 	misses      api.MissCount
 	warnings    []string // what is wrong around us, in words
+	unfit       []string // pods whose links keep another MTU, and why
 	kernel      api.Kernel
 	synced      bool
 }
@@ -92,6 +94,8 @@ func (l *loop) run(ctx context.Context, snapshots <-chan subnet.Snapshot, querie
 			l.heed(l.monitor.Take())
 		case <-l.firewall.Ready():
 			l.heed(meddled("the firewall's rules"))
+		case <-l.filter.Ready():
+			l.heed(meddled("what pods may send by"))
 		case fn := <-queries:
 			fn()
 		case <-timer.C:

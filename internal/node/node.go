@@ -87,6 +87,7 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 	n.wait("the first snapshot")
 	g.Go(func() error { return n.loop.monitor.Run(ctx) })
 	g.Go(func() error { return n.loop.firewall.Run(ctx) })
+	g.Go(func() error { return n.loop.filter.Run(ctx) })
 	g.Go(func() error { return n.manager.Run(ctx, n.offer) })
 	g.Go(func() error { return n.keepLet(ctx) })
 	if n.cfg.PathMTU {
@@ -143,9 +144,13 @@ func (n *node) newLoop(network subnet.Config) (*loop, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w; --firewall chooses another one, or none", err)
 	}
+	filter, err := pod.WatchFilter()
+	if err != nil {
+		return nil, err
+	}
 	l := &loop{
 		cfg: n.cfg, network: network, underlay: u, mtu: mtu, log: n.log, journal: &n.journal,
-		monitor: monitor, firewall: rules, ready: n.announce, guard: n.folder.check, relet: n.relet, bridgeMAC: n.bridgeMAC(),
+		monitor: monitor, firewall: rules, filter: filter, ready: n.announce, guard: n.folder.check, relet: n.relet, bridgeMAC: n.bridgeMAC(),
 		retained: retention{grace: n.cfg.Grace}, answered: map[string]uint64{},
 		repairs: rate.NewLimiter(repairRate, repairBurst),
 	}

@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"fmt"
+	"strings"
 
 	"github.com/vxlan-cni/vxlan-cni/pkg/ipam"
 	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
@@ -24,3 +26,22 @@ func (l *loop) guarded() (all []pod.Guarded, err error) {
 // ensureFilter makes right what pods may send, and returns what was changed, in
 // words. vxlan-cni sets it by itself; here it is put back.
 func (l *loop) ensureFilter() ([]string, error) { return pod.EnsureFilter(l.guarded) }
+
+// fitPods gives the links of pods that are there the MTU that new ones get. Those
+// whose namespace cannot be entered keep theirs, and their large packets are
+// answered with the right size.
+func (l *loop) fitPods() {
+	if len(l.snapshot.Own.Subnets) == 0 {
+		return
+	}
+	did, err := pod.SetMTU(l.mtu, l.cfg.Bridge, pod.NetnsFolders...)
+	l.kernel.Operations += uint64(len(did))
+	if len(did) > 0 {
+		l.log.Info("MTU of pods changed", "mtu", l.mtu, "pods", len(did), "first", did[0])
+		l.journal.event("underlay", fmt.Sprintf("MTU of %d pods is %d", len(did), l.mtu))
+	}
+	l.unfit = nil
+	if err != nil {
+		l.unfit = strings.Split(err.Error(), "\n")
+	}
+}

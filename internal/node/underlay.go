@@ -94,6 +94,7 @@ func (l *loop) follow() {
 	l.watchUnderlay()
 	l.derive(time.Now()) // which peers are on the same link may have changed
 	l.reconcile("underlay")
+	l.fitPods()
 }
 
 // find takes the underlay that there is now. One that cannot be found, for the moment

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/vxlan-cni/vxlan-cni/internal/api"
+	"github.com/vxlan-cni/vxlan-cni/pkg/firewall"
 	"github.com/vxlan-cni/vxlan-cni/pkg/ipam"
 	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
 	"github.com/vxlan-cni/vxlan-cni/pkg/vxlan"
@@ -64,6 +65,7 @@ func (l *loop) fill(s *api.Status) error {
 		}
 	}
 	s.Misses, s.Kernel, s.Warnings = l.misses, l.kernel, l.warnings
+	s.Dropped = l.dropped()
 	peers, err := l.peerViews()
 	s.Peers.Total = len(peers)
 	for _, p := range peers {
@@ -72,6 +74,19 @@ func (l *loop) fill(s *api.Status) error {
 		}
 	}
 	return err
+}
+
+// dropped counts what the rules drop.
+func (l *loop) dropped() (d api.Dropped) {
+	var err, perr error
+	if l.cfg.Firewall != firewall.None && l.tunnels() && l.cfg.PeerFilter {
+		d.VXLAN, err = l.firewall.Dropped()
+	}
+	d.Spoofed, perr = pod.Spoofed()
+	if err := errors.Join(err, perr); err != nil {
+		d.Error = err.Error()
+	}
+	return d
 }
 
 // peers compares what the kernel holds for each peer with its lease.

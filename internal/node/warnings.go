@@ -8,7 +8,7 @@ import (
 // warn looks at what makes pods fail although every table is right, and tells what is
 // new of it.
 func (l *loop) warn() {
-	all := append(l.checkSettings(), l.otherMTUs()...)
+	all := slices.Concat(l.checkSettings(), l.otherMTUs(), l.unfit, l.blockers())
 	for _, w := range all {
 		if !slices.Contains(l.warnings, w) {
 			l.log.Warn(w)
@@ -16,6 +16,14 @@ func (l *loop) warn() {
 		}
 	}
 	l.warnings = all
+}
+
+// blockers names the rules of others that drop pods' packets.
+func (l *loop) blockers() (all []string) {
+	for _, b := range l.firewall.Blocked() {
+		all = append(all, "rules that are not ours drop what pods send through this node: "+b)
+	}
+	return all
 }
 
 // otherMTUs names the peers whose pods send packets of another size: what is too
