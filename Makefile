@@ -38,7 +38,7 @@ image: ## build the container image bin/image/vxlan-cni.tar, without Docker; IMA
 	done
 	cd deploy/build && go run ./image -from $(abspath $(BIN))/image -o $(abspath $(BIN))/image/vxlan-cni.tar -name $(IMAGE) $(if $(PUSH),-push)
 
-test: need-root need-ip need-gcc need-nft kube-apiserver ## run all tests under the race detector, as root
+test: need-root need-ip need-gcc need-nft need-iptables kube-apiserver ## run all tests under the race detector, as root
 	CGO_ENABLED=1 go test -race ./...
 	cd test && CGO_ENABLED=1 go test -race ./...
 	cd deploy/build && CGO_ENABLED=1 go test -race -count=1 ./... # what make reads is unknown to the cache
@@ -115,3 +115,9 @@ need-gcc:
 need-nft:
 	@command -v nft >/dev/null || { echo "installing nftables, which a test of the plugin portmap needs"; \
 	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends nftables; }
+
+# The tests of pkg/firewall run both flavours of iptables, and nft to look.
+.PHONY: need-iptables
+need-iptables:
+	@{ command -v iptables-nft && command -v iptables-legacy; } >/dev/null || { echo "installing iptables, which tests of pkg/firewall need"; \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends iptables; }

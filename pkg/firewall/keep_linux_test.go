@@ -242,6 +242,24 @@ func TestTampering(t *testing.T) {
 	})
 }
 
+// Notifications that were lost hide nothing.
+func TestOverrun(t *testing.T) {
+	ns := netlab.TestNamespace(t)
+	f := open(t, ns, Auto)
+	ensure(t, ns, f, testRules())
+	must(t, f.watch.sock.SetReadBuffer(1)) // as small as the kernel allows
+	run(t, ns, "nft add table ip more; for i in $(seq 500); do echo add chain ip more c$i; done | nft -f -; nft delete table inet vxlan-cni")
+	if _, err := f.watch.sock.Receive(); err == nil {
+		t.Error("nothing was lost: this test shows nothing")
+	}
+	run(t, ns, "for i in $(seq 500); do echo delete chain ip more c$i; done | nft -f -")
+	start(t, f)
+	awaitNews(t, f)
+	ensure(t, ns, f, testRules())
+	run(t, ns, "nft delete table inet vxlan-cni")
+	awaitNews(t, f)
+}
+
 // sortedText is the lines of a text in order: chains and tables that were made
 // anew stand elsewhere in the kernel's list. Marks of what was made for us are
 // left out: who removes one, by iptables -X, keeps what it marked.

@@ -156,7 +156,7 @@ func open(t testing.TB, ns *netlab.Namespace, mode Mode) *Firewall {
 		f, err = Open(mode, slog.New(slog.NewTextHandler(t.Output(), nil)))
 		return err
 	}))
-	t.Cleanup(func() { _ = f.Close() })
+	t.Cleanup(func() { must(t, f.Close()) })
 	return f
 }
 

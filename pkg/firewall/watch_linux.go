@@ -8,8 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"github.com/mdlayher/netlink"
@@ -31,6 +33,7 @@ type watcher struct {
 	raw     syscall.RawConn // of inotify
 	lock    string          // path of the lock file
 	closed  atomic.Bool
+	once    sync.Once
 }
 
 // watch starts to listen. What happens from now on is not missed.
@@ -84,12 +87,15 @@ func (w *watcher) watchFile() error {
 	return errors.Join(err, werr)
 }
 
-func (w *watcher) close() error {
-	w.closed.Store(true)
-	err := w.sock.Close()
-	if w.inotify != nil {
-		err = errors.Join(err, w.inotify.Close())
-	}
+// close ends the reading, too. It may be called twice.
+func (w *watcher) close() (err error) {
+	w.once.Do(func() {
+		w.closed.Store(true)
+		err = w.sock.Close()
+		if w.inotify != nil {
+			err = errors.Join(err, w.inotify.Close())
+		}
+	})
 	return err
 }
 
@@ -122,29 +128,40 @@ func (f *Firewall) look() {
 	}
 }
 
+// drained is how long no notification has to come for the queue to count as
+// empty, once some were lost: until then more may be lost without another word.
+const drained = 100 * time.Millisecond
+
 func (f *Firewall) readNFT(ctx context.Context) error {
 	touched := false // one of the tables that concern us, since the last generation
+	lost := false    // notifications, since the queue was empty
 	for {
 		messages, err := f.watch.sock.Receive()
 		switch {
 		case ctx.Err() != nil || f.watch.closed.Load():
 			return nil // package netlink says something of its own of a closed socket
 		case errors.Is(err, unix.ENOBUFS):
-			touched = false
+			lost = true
+		case lost && errors.Is(err, os.ErrDeadlineExceeded):
+			lost, touched = false, false
 			f.look()
-			continue
 		case err != nil:
 			return fmt.Errorf("read nftables notifications: %w", err)
 		}
 		for _, m := range messages {
 			if m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
 				touched = touched || concerns(m.Data)
-				continue
-			}
-			if touched {
+			} else if touched {
+				touched = false
 				f.look()
 			}
-			touched = false
+		}
+		var limit time.Time // none
+		if lost {
+			limit = time.Now().Add(drained)
+		}
+		if err := f.watch.sock.SetReadDeadline(limit); err != nil && !errors.Is(err, os.ErrClosed) {
+			return fmt.Errorf("read nftables notifications: %w", err)
 		}
 	}
 }
