@@ -418,48 +418,19 @@ func TestUnreachableStoreIsWaitedFor(t *testing.T) {
 
 func TestSweepFreesWhatIsGoneTwice(t *testing.T) {
 	netlab.NeedRoot(t)
-	dir := t.TempDir()
-	subnets := []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}
-	f := subnet.NodeFile{
-		Schema: subnet.NodeFileSchema, Node: "self", MTU: 1450, Bridge: "overlay-br0",
-		Networks: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, Subnets: subnets,
-	}
-	if err := f.Write(dir); err != nil {
-		t.Fatal(err)
-	}
-	pool, err := ipam.Open(dir, subnets)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = pool.Close() }()
-	for _, c := range []string{"gone", "alive"} {
-		if _, err := pool.Acquire(t.Context(), ipam.Request{Key: ipam.Key{Container: c, IfName: "eth0"}}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s := sweeper{dir: dir, log: slog.New(slog.DiscardHandler), journal: &journal{}}
-	held := func() (names []string) {
-		slots, err := ipam.List(t.Context(), dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, s := range slots {
-			names = append(names, s.Key.Container)
-		}
-		return names
-	}
+	s := withSlots(t, "gone", "alive")
 	// A slot that is too young is nobody's suspect.
 	if got := s.sweep(t.Context(), map[ipam.Key]bool{{Container: "gone", IfName: "eth0"}: true}, time.Hour); len(got) != 0 {
 		t.Errorf("suspects %v", got)
 	}
 	suspects := s.sweep(t.Context(), nil, 0)
-	if len(held()) != 2 || len(suspects) != 2 {
-		t.Fatalf("after one observation: held %v, suspects %v", held(), suspects)
+	if held := held(t, s); held != "gone alive" || len(suspects) != 2 {
+		t.Fatalf("after one observation: held %q, suspects %v", held, suspects)
 	}
 	delete(suspects, ipam.Key{Container: "alive", IfName: "eth0"})
 	suspects = s.sweep(t.Context(), suspects, 0)
-	if got := held(); len(got) != 1 || got[0] != "alive" {
-		t.Errorf("after two observations: held %v", got)
+	if held := held(t, s); held != "alive" {
+		t.Errorf("after two observations: held %q", held)
 	}
 	if len(suspects) != 1 {
 		t.Errorf("suspects %v", suspects)

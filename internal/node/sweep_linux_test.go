@@ -13,11 +13,10 @@ import (
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 )
 
-// The slot of a pod whose link was renamed stays, and while a link does not tell
-// whose it is all stay.
-func TestSweepKeepsRenamedLinks(t *testing.T) {
-	ns, dir := netlab.TestNamespace(t), t.TempDir()
-	subnets := []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}
+// withSlots is the sweeper of a node where these containers hold a slot each.
+func withSlots(t *testing.T, containers ...string) sweeper {
+	t.Helper()
+	dir, subnets := t.TempDir(), []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}
 	f := subnet.NodeFile{
 		Schema: subnet.NodeFileSchema, Node: "self", MTU: 1450, Bridge: "overlay-br0",
 		Networks: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, Subnets: subnets,
@@ -29,12 +28,34 @@ func TestSweepKeepsRenamedLinks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = pool.Close() }()
-	for _, c := range []string{"gone", "renamed", "half"} {
+	t.Cleanup(func() { _ = pool.Close() })
+	for _, c := range containers {
 		if _, err := pool.Acquire(t.Context(), ipam.Request{Key: ipam.Key{Container: c, IfName: "eth0"}}); err != nil {
 			t.Fatal(err)
 		}
 	}
+	return sweeper{dir: dir, bridge: f.Bridge, log: slog.New(slog.DiscardHandler), journal: &journal{}}
+}
+
+// held are the containers that hold a slot, as text.
+func held(t *testing.T, s sweeper) string {
+	t.Helper()
+	slots, err := ipam.List(t.Context(), s.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := make([]string, len(slots))
+	for i, s := range slots {
+		names[i] = s.Key.Container
+	}
+	return strings.Join(names, " ")
+}
+
+// The slot of a pod whose link was renamed stays, and while a link does not tell
+// whose it is all stay.
+func TestSweepKeepsRenamedLinks(t *testing.T) {
+	ns := netlab.TestNamespace(t)
+	s := withSlots(t, "gone", "renamed", "half")
 	run := func(command string, more ...string) {
 		t.Helper()
 		words := append(strings.Fields(command), more...)
@@ -47,7 +68,6 @@ func TestSweepKeepsRenamedLinks(t *testing.T) {
 	run("ip link set renamed alias", "vxlan-cni renamed/eth0 pods default/renamed")
 	run("ip link add " + pod.HostName("half", "eth0") + " group " + group + " type veth peer name h2")
 	run("ip link add silent group " + group + " type veth peer name s2")
-	s := sweeper{dir: dir, bridge: f.Bridge, log: slog.New(slog.DiscardHandler), journal: &journal{}}
 	sweep := func() string {
 		t.Helper()
 		var suspects map[ipam.Key]bool
@@ -57,15 +77,10 @@ func TestSweepKeepsRenamedLinks(t *testing.T) {
 			}
 			return nil
 		})
-		slots, lerr := ipam.List(t.Context(), dir)
-		if err != nil || lerr != nil {
-			t.Fatal(err, lerr)
+		if err != nil {
+			t.Fatal(err)
 		}
-		var held []string
-		for _, s := range slots {
-			held = append(held, s.Key.Container)
-		}
-		return strings.Join(held, " ")
+		return held(t, s)
 	}
 	if held := sweep(); held != "gone renamed half" {
 		t.Errorf("with a link that tells nothing: held %q", held)

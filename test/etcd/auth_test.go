@@ -16,7 +16,6 @@ import (
 func TestUserAndPassword(t *testing.T) {
 	s := newStore(t, network)
 	s.enableAuth(t)
-	login := func(o *etcd.Options) { o.Username, o.Password = "overlay", "secret" }
 	m := s.manager(t, login)
 	own := acquire(t, m, request("node-1"))
 	r := run(t, m)
@@ -25,25 +24,45 @@ func TestUserAndPassword(t *testing.T) {
 	s.start(t)
 	acquire(t, s.manager(t, login), request("node-2"))
 	r.wait(t, "node-2", peers(own, "node-2"))
+	changes(t, m, r)
+
+	for _, bad := range [][2]string{{"overlay", "wrong"}, {"", ""}} {
+		s.isKeptOut(t, "etcd refuses", func(o *etcd.Options) { o.Username, o.Password = bad[0], bad[1] })
+	}
+}
+
+// login is that of the user whom enableAuth makes.
+func login(o *etcd.Options) { o.Username, o.Password = "overlay", "secret" }
+
+// changes writes node-1's record anew, and waits until its Run has seen it.
+func changes(t *testing.T, m *etcd.Manager, r *runner) {
+	t.Helper()
 	changed := request("node-1")
 	changed.MTU = 1400
 	acquire(t, m, changed)
 	r.wait(t, "the own change", func(s subnet.Snapshot) bool { return s.Own.MTU == 1400 })
+}
 
-	for _, bad := range [][2]string{{"overlay", "wrong"}, {"", ""}} {
-		var log journal
-		m := s.manager(t, func(o *etcd.Options) { o.Username, o.Password, o.Log = bad[0], bad[1], log.logger() })
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() {
-			_, err := m.Acquire(ctx, request("node-3"))
-			done <- err
-		}()
-		log.has(t, "WARN", "etcd refuses")
-		cancel()
-		if err := <-done; !errors.Is(err, context.Canceled) {
-			t.Errorf("acquire: %v, want %v", err, context.Canceled)
-		}
+// isKeptOut wants a Manager with these options to wait, to say why, and to end
+// with its context.
+func (s *store) isKeptOut(t *testing.T, why string, change func(*etcd.Options)) {
+	t.Helper()
+	var log journal
+	m := s.manager(t, func(o *etcd.Options) {
+		change(o)
+		o.Log = log.logger()
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := m.Acquire(ctx, request("node-3"))
+		done <- err
+	}()
+	log.has(t, "WARN", why)
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("acquire: %v, want %v", err, context.Canceled)
 	}
 }
 
@@ -55,16 +74,12 @@ func TestRoleLimitedToThePrefix(t *testing.T) {
 	s.enableAuth(t)
 	root := s.rootClient(t)
 	count.reset()
-	login := func(o *etcd.Options) { o.Username, o.Password = "overlay", "secret" }
 	m1, m2 := s.manager(t, login), s.manager(t, login)
 	one := acquire(t, m1, request("node-1"))
 	acquire(t, m2, request("node-2"))
 	r := run(t, m1)
 	r.wait(t, "node-2", peers(one, "node-2"))
-	changed := request("node-1")
-	changed.MTU = 1400
-	acquire(t, m1, changed)
-	r.wait(t, "the own change", func(s subnet.Snapshot) bool { return s.Own.MTU == 1400 })
+	changes(t, m1, r)
 	if ends, err := m1.Expiries(within(t)); err != nil || len(ends) != 2 {
 		t.Errorf("ends of leases %v, %v; want two", ends, err)
 	}
@@ -102,7 +117,6 @@ func TestLoginRunsOut(t *testing.T) {
 	var count calls
 	s := observed(t, network, &count)
 	s.enableAuth(t)
-	login := func(o *etcd.Options) { o.Username, o.Password = "overlay", "secret" }
 	m := s.manager(t, login)
 	own := acquire(t, m, request("node-1"))
 	r := run(t, m)
@@ -119,10 +133,7 @@ func TestLoginRunsOut(t *testing.T) {
 	}
 	acquire(t, s.manager(t, login), request("node-2"))
 	r.wait(t, "node-2", peers(own, "node-2"))
-	changed := request("node-1")
-	changed.MTU = 1400
-	acquire(t, m, changed)
-	r.wait(t, "the own change", func(s subnet.Snapshot) bool { return s.Own.MTU == 1400 })
+	changes(t, m, r)
 	if n := count.by()["Auth/Authenticate"]; n < 2 {
 		t.Errorf("%d logins, want node-2's and node-1's second at least", n)
 	}
