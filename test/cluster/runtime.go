@@ -38,8 +38,19 @@ type Pod struct {
 	Name   string
 	Args   *libcni.RuntimeConf
 	NS     *netlab.Namespace
-	Addr   netip.Addr // the first that it got
+	Addr   netip.Addr   // the first that it got
+	Addrs  []netip.Addr // all of them
 	Result *types100.Result
+}
+
+// Of is the pod's address of a family, invalid if it has none.
+func (p *Pod) Of(is4 bool) netip.Addr {
+	for _, a := range p.Addrs {
+		if a.Is4() == is4 {
+			return a
+		}
+	}
+	return netip.Addr{}
 }
 
 func newRuntime(c *Cluster, n *netlab.Node, o Options) (*Runtime, error) {
@@ -119,8 +130,12 @@ func (r *Runtime) Attach(ctx context.Context, exec invoke.Exec, p *Pod) error {
 		if len(p.Result.IPs) == 0 {
 			return errors.New("the result has no address")
 		}
-		p.Addr, _ = netip.AddrFromSlice(p.Result.IPs[0].Address.IP)
-		p.Addr = p.Addr.Unmap()
+		p.Addrs = nil
+		for _, ip := range p.Result.IPs {
+			a, _ := netip.AddrFromSlice(ip.Address.IP)
+			p.Addrs = append(p.Addrs, a.Unmap())
+		}
+		p.Addr = p.Addrs[0]
 		return nil
 	})
 	if err != nil {

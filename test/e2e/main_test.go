@@ -208,7 +208,7 @@ func podLinks(t *testing.T, n *netlab.Node) (names []string) {
 		t.Fatal(err)
 	}
 	for _, l := range all {
-		if !slices.Contains([]string{"lo", "eth0", cluster.Device, cluster.Bridge}, l) {
+		if !slices.Contains([]string{"lo", "eth0", cluster.Device, cluster.Device6, cluster.Bridge}, l) {
 			names = append(names, l)
 		}
 	}
