@@ -19,7 +19,7 @@ LINTER := .cache/golangci-lint
 LINT   := $(CURDIR)/$(LINTER)
 
 .DEFAULT_GOAL := help
-.PHONY: help build image test kube-apiserver demo lab-down bench soak fuzz lint lint-selftest fmt clean
+.PHONY: help build image manifests test kube-apiserver demo lab-down bench soak fuzz lint lint-selftest fmt clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ image: ## build the container image bin/image/vxlan-cni.tar, without Docker; IMA
 	  (cd test && $(GOBUILD) -o $$to/ $(PLUGINS:%=github.com/containernetworking/plugins/plugins/%)); \
 	done
 	cd deploy/build && go run ./image -from $(abspath $(BIN))/image -o $(abspath $(BIN))/image/vxlan-cni.tar -name $(IMAGE) $(if $(PUSH),-push)
+
+manifests: ## render bin/manifests/*.yaml, to install IMAGE on a cluster and to take it off again
+	cd deploy/build && go run ./manifests -o $(abspath $(BIN))/manifests -image $(IMAGE)
 
 test: need-root need-ip need-gcc need-nft need-iptables kube-apiserver ## run all tests under the race detector, as root
 	CGO_ENABLED=1 go test -race ./...
