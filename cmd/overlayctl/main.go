@@ -4,6 +4,9 @@
 // internal/migrate and internal/install while no daemon runs, and lease release, which the
 // daemon carries out.
 //
+// Called kubectl-overlay it is a plugin of kubectl, which runs overlayctl on the
+// nodes: kubectl.go.
+//
 // How it reads: command.go is the command line, table.go how tables look,
 // status.go and lists.go turn each answer of the daemon into text.
 package main
@@ -15,6 +18,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 )
 
@@ -27,7 +31,11 @@ const (
 )
 
 func main() {
-	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+	ctx := context.Background()
+	if filepath.Base(os.Args[0]) == pluginName {
+		os.Exit(runPlugin(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	}
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
 // run executes one command line and returns the exit status.
