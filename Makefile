@@ -48,9 +48,11 @@ test: need-root need-ip need-gcc need-nft need-iptables kube-apiserver ## run al
 
 # 7 to 9 minutes on two cores the first time on a machine; then Go's build cache
 # has it. The tests do the same if it is not there, and only seem to hang.
+KEPT := CGO_ENABLED=0 go run -exec true -buildvcs=false -ldflags="$$(cat ldflags)"
+
 kube-apiserver: ## build what the tests of the Kubernetes store run on
-	@echo 'building kube-apiserver, unless it is there: minutes the first time'
-	cd test/k8s && CGO_ENABLED=0 GOFLAGS='-trimpath -buildvcs=false' go tool -n k8s
+	@echo 'building Kubernetes, unless it is there: minutes the first time'
+	cd test/k8s && $(KEPT) .
 
 demo: build need-root need-ip ## three nodes with two pods each, all pairs reached; KEEP=1 leaves them up
 	cd test && $(GOBUILD) -o ../bin/demo ./demo

@@ -46,9 +46,12 @@ func start(name string, cmd *exec.Cmd, log string) (Process, error) {
 }
 
 // self is the calling process.
-func self() Process {
-	p := Process{Name: "owner", PID: os.Getpid()}
-	p.Start, _ = startTime(p.PID)
+func self() Process { return ProcessOf("owner", os.Getpid()) }
+
+// ProcessOf is a process that runs now, by its number.
+func ProcessOf(name string, pid int) Process {
+	p := Process{Name: name, PID: pid}
+	p.Start, _ = startTime(pid)
 	return p
 }
 

@@ -1,8 +1,8 @@
 // Package apitest runs a real kube-apiserver, and the etcd that it needs, as
 // processes of the test.
 //
-// Both are one program that go builds from the versions in ../k8s/go.mod, and keeps in
-// its build cache: minutes the first time on a machine, then a second.
+// Both are one program, which is in ../k8s: minutes the first time on a machine,
+// then a second.
 package apitest
 
 import (
@@ -24,11 +24,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/vxlan-cni/vxlan-cni/test/program"
 )
 
 const (
@@ -54,37 +55,23 @@ type Server struct {
 // Program builds the control plane and returns the path of the executable.
 func Program(t testing.TB) string {
 	t.Helper()
-	program.once.Do(func() {
+	built.once.Do(func() {
 		began := time.Now()
-		cmd := exec.Command("go", "tool", "-n", "k8s")
-		cmd.Dir, program.err = moduleDir()
-		// Not as the test itself is built: the race detector would see nothing
-		// of ours in there.
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath -buildvcs=false") // as the Makefile does
-		var out, text bytes.Buffer
-		cmd.Stdout, cmd.Stderr = &out, &text
-		if err := cmd.Run(); err != nil && program.err == nil {
-			program.err = fmt.Errorf("build the control plane: %w\n%s", err, &text)
+		var module string
+		if module, built.err = program.Module(); built.err == nil {
+			built.path, built.err = program.Path(context.Background(), filepath.Join(module, "k8s"), ".")
 		}
-		program.path = strings.TrimSpace(out.String())
 		if took := time.Since(began); took > 10*time.Second {
 			fmt.Fprintf(os.Stderr, "built kube-apiserver in %s\n", took.Round(time.Second))
 		}
 	})
-	if program.err != nil {
-		t.Fatal(program.err)
+	if built.err != nil {
+		t.Fatal(built.err)
 	}
-	return program.path
+	return built.path
 }
 
-// moduleDir is where the control plane's own module is: apart from this one, so
-// that no other change of a dependency makes it be built again.
-func moduleDir() (string, error) {
-	mod, err := exec.Command("go", "env", "GOMOD").Output()
-	return filepath.Join(filepath.Dir(strings.TrimSpace(string(mod))), "k8s"), err
-}
-
-var program struct {
+var built struct {
 	once sync.Once
 	path string
 	err  error

@@ -1,0 +1,75 @@
+package kubee2e
+
+import (
+	"os"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// A cluster is what the tests run on.
+type cluster struct {
+	config *rest.Config
+	client kubernetes.Interface
+}
+
+func open(t testing.TB) *cluster {
+	t.Helper()
+	c := &cluster{}
+	var err error
+	if c.config, err = clientcmd.BuildConfigFromFlags("", os.Getenv("KUBECONFIG")); err != nil {
+		t.Fatal(err)
+	}
+	c.config.QPS, c.config.Burst = 500, 1000
+	if c.client, err = kubernetes.NewForConfig(c.config); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			logs(t, 20)
+		}
+	})
+	return c
+}
+
+// nodes lists all nodes.
+func (c *cluster) nodes(t testing.TB) []corev1.Node {
+	t.Helper()
+	list, err := c.client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list.Items
+}
+
+func ready(n *corev1.Node) bool {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// eventually waits until ok.
+func eventually(t testing.TB, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(limit); !ok(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not in %s: %s", limit, what)
+		}
+	}
+}
+
+func TestSmoke(t *testing.T) {
+	c := open(t)
+	eventually(t, time.Minute, "three nodes", func() bool { return len(c.nodes(t)) == 3 })
+	for _, n := range c.nodes(t) {
+		t.Log(n.Name, ready(&n), n.Spec.PodCIDRs, n.Status.NodeInfo.KubeletVersion, n.Status.NodeInfo.ContainerRuntimeVersion)
+	}
+}

@@ -1,0 +1,132 @@
+package kubee2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vxlan-cni/vxlan-cni/test/kubelab"
+)
+
+const (
+	kindEnv   = "E2E"        // lab or cluster
+	labEnv    = "E2E_LAB"    // folder of a lab that is there already
+	insideEnv = "E2E_INSIDE" // set where the lab's API server can be reached
+	keepEnv   = "KEEP"       // leave the lab up
+)
+
+// labNodes is how many nodes the lab has.
+const labNodes = 3
+
+// lab is where the tests run, if it is a lab.
+var lab *kubelab.Lab
+
+func TestMain(m *testing.M) {
+	if exit, asked := kubelab.Serve(); asked {
+		os.Exit(exit)
+	}
+	exit, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		exit = 1
+	}
+	os.Exit(exit)
+}
+
+func run(m *testing.M) (exit int, err error) {
+	switch kind := os.Getenv(kindEnv); {
+	case kind == "":
+		fmt.Fprintln(os.Stderr, "e2e: no tests without E2E=lab or E2E=cluster")
+		return 0, nil
+	case kind == "cluster":
+		if os.Getenv("KUBECONFIG") == "" {
+			return 1, errors.New("E2E=cluster: want KUBECONFIG, the cluster's file")
+		}
+		return m.Run(), nil
+	case kind != "lab":
+		return 1, fmt.Errorf("E2E=%q: want lab or cluster", kind)
+	case os.Getenv(insideEnv) != "":
+		if lab, err = kubelab.Open(os.Getenv(labEnv)); err != nil {
+			return 1, err
+		}
+		if err := os.Setenv("KUBECONFIG", lab.Kubeconfig()); err != nil {
+			return 1, err
+		}
+		return m.Run(), nil
+	}
+	if dir := os.Getenv(labEnv); dir != "" {
+		l, err := kubelab.Open(dir)
+		if err != nil {
+			return 1, err
+		}
+		return inside(l)
+	}
+	return withLab()
+}
+
+// withLab runs the tests in a new lab.
+func withLab() (exit int, err error) {
+	left, err := kubelab.Abandoned(false)
+	for _, l := range left {
+		err = errors.Join(err, l.Close())
+	}
+	if err != nil {
+		return 1, err
+	}
+	began := time.Now()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	l, err := kubelab.New(ctx, kubelab.Options{Name: "k8s", Nodes: labNodes, Keep: os.Getenv(keepEnv) != ""})
+	if err != nil {
+		return 1, err
+	}
+	fmt.Fprintf(os.Stderr, "e2e: %d nodes with Kubernetes, built and started in %s\n", labNodes, time.Since(began).Round(100*time.Millisecond))
+	if os.Getenv(keepEnv) != "" {
+		fmt.Fprintf(os.Stderr, "e2e: kept: E2E_LAB=%s\n", l.Dir)
+	} else {
+		defer func() { err = errors.Join(err, l.Close()) }()
+	}
+	return inside(l)
+}
+
+// inside runs the tests in a process that is in the network namespace of the
+// control plane.
+func inside(l *kubelab.Lab) (exit int, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return 1, err
+	}
+	cmd := l.Within(self, os.Args[1:]...)
+	cmd.Env = append(os.Environ(), insideEnv+"=1", labEnv+"="+l.Dir)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	// go test ends a test that takes too long with SIGQUIT, to the parent alone.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGINT)
+	if err := cmd.Start(); err != nil {
+		return 1, err
+	}
+	go func() {
+		for s := range signals {
+			_ = cmd.Process.Signal(s)
+		}
+	}()
+	err = cmd.Wait()
+	if e, ok := errors.AsType[*exec.ExitError](err); ok {
+		return e.ExitCode(), nil
+	}
+	return 0, err
+}
+
+// logs keeps what a failed test may need.
+func logs(t testing.TB, lines int) {
+	if lab != nil {
+		t.Logf("the lab's folder: %s\n%s", filepath.Clean(lab.Dir), lab.Logs("", lines))
+	}
+}

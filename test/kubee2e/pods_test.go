@@ -1,0 +1,297 @@
+package kubee2e
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/remotecommand"
+
+	"github.com/vxlan-cni/vxlan-cni/test/kubelab"
+)
+
+// Ports of `etool serve`.
+const (
+	httpPort = 8080
+	tcpPort  = 8081
+	udpPort  = 8082
+	sinkPort = 8083
+	holdPort = 8090
+)
+
+// podsWithin bounds what some pods take to become ready. It is seconds on a
+// machine that has nothing else to do.
+const podsWithin = 3 * time.Minute
+
+// image is that of etool. A cluster that is not the lab needs it in a registry.
+func image() string { return cmp.Or(os.Getenv("E2E_IMAGE"), kubelab.ToolImage) }
+
+// A space is a namespace of the cluster that goes with the test.
+type space struct {
+	*cluster
+	t    testing.TB
+	name string
+}
+
+var notInName = regexp.MustCompile(`[^a-z0-9]+`)
+
+func (c *cluster) space(t testing.TB) *space {
+	t.Helper()
+	name := notInName.ReplaceAllString(strings.ToLower(strings.TrimPrefix(t.Name(), "Test")), "-")
+	s := &space{c, t, "e2e-" + strings.Trim(name, "-")}
+	s.name = s.name[:min(len(s.name), 50)]
+	_, err := c.client.CoreV1().Namespaces().Create(t.Context(),
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: s.name}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			s.describe()
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), podsWithin)
+		defer cancel()
+		if err := c.client.CoreV1().Namespaces().Delete(ctx, s.name, metav1.DeleteOptions{}); err != nil {
+			t.Error(err)
+			return
+		}
+		// The next test counts what is left.
+		for ctx.Err() == nil {
+			_, err := c.client.CoreV1().Namespaces().Get(ctx, s.name, metav1.GetOptions{})
+			if apierrors.IsNotFound(err) {
+				return
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		t.Errorf("namespace %s is still there", s.name)
+	})
+	eventually(t, podsWithin, "service account of "+s.name, func() bool {
+		_, err := c.client.CoreV1().ServiceAccounts(s.name).Get(t.Context(), "default", metav1.GetOptions{})
+		return err == nil
+	})
+	return s
+}
+
+// describe logs what an operator would look at.
+func (s *space) describe() {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	pods, err := s.client.CoreV1().Pods(s.name).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		s.t.Log(err)
+		return
+	}
+	for _, p := range pods.Items {
+		s.t.Log("pod", p.Name, p.Spec.NodeName, p.Status.Phase, p.Status.PodIPs, podReady(&p))
+	}
+	events, err := s.client.CoreV1().Events(s.name).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		s.t.Log(err)
+		return
+	}
+	for _, e := range events.Items {
+		if e.Type != corev1.EventTypeNormal {
+			s.t.Log("event", e.InvolvedObject.Name, e.Reason, e.Message)
+		}
+	}
+}
+
+// container is etool with args.
+func container(args ...string) corev1.Container {
+	return corev1.Container{
+		Name: "etool", Image: image(), Args: args, ImagePullPolicy: corev1.PullIfNotPresent,
+	}
+}
+
+// server is a container that serves, and says so when it does.
+func server() corev1.Container {
+	c := container("serve")
+	c.ReadinessProbe = &corev1.Probe{
+		ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(httpPort)}},
+		PeriodSeconds: 1, TimeoutSeconds: 5,
+	}
+	return c
+}
+
+// second is how long a pod has to end: those of the tests need no time.
+var second = int64(1)
+
+// pod is a pod of one container; change may be nil.
+func (s *space) pod(name, node string, c corev1.Container, change func(*corev1.Pod)) {
+	s.t.Helper()
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": name}},
+		Spec:       corev1.PodSpec{NodeName: node, TerminationGracePeriodSeconds: &second, Containers: []corev1.Container{c}},
+	}
+	if change != nil {
+		change(p)
+	}
+	if _, err := s.client.CoreV1().Pods(s.name).Create(s.t.Context(), p, metav1.CreateOptions{}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// deployment runs n pods of app, spread evenly over the nodes.
+func (s *space) deployment(app string, n int32, c corev1.Container) {
+	s.t.Helper()
+	labels := map[string]string{"app": app}
+	d := &appsv1.Deployment{
+		ObjectMeta: metav1.ObjectMeta{Name: app},
+		Spec: appsv1.DeploymentSpec{
+			Replicas: &n, Selector: &metav1.LabelSelector{MatchLabels: labels},
+			Template: corev1.PodTemplateSpec{
+				ObjectMeta: metav1.ObjectMeta{Labels: labels},
+				Spec: corev1.PodSpec{
+					TerminationGracePeriodSeconds: &second, Containers: []corev1.Container{c},
+					TopologySpreadConstraints: []corev1.TopologySpreadConstraint{{
+						MaxSkew: 1, TopologyKey: corev1.LabelHostname, WhenUnsatisfiable: corev1.DoNotSchedule,
+						LabelSelector: &metav1.LabelSelector{MatchLabels: labels},
+					}},
+				},
+			},
+		},
+	}
+	if _, err := s.client.AppsV1().Deployments(s.name).Create(s.t.Context(), d, metav1.CreateOptions{}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// service makes a Service for app; change may be nil.
+func (s *space) service(name, app string, change func(*corev1.Service)) *corev1.Service {
+	s.t.Helper()
+	v := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: corev1.ServiceSpec{
+			Selector: map[string]string{"app": app},
+			Ports: []corev1.ServicePort{
+				{Name: "http", Port: 80, TargetPort: intstr.FromInt32(httpPort)},
+				{Name: "tcp", Port: tcpPort, TargetPort: intstr.FromInt32(tcpPort)},
+				{Name: "udp", Port: udpPort, TargetPort: intstr.FromInt32(udpPort), Protocol: corev1.ProtocolUDP},
+			},
+		},
+	}
+	if change != nil {
+		change(v)
+	}
+	v, err := s.client.CoreV1().Services(s.name).Create(s.t.Context(), v, metav1.CreateOptions{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return v
+}
+
+func podReady(p *corev1.Pod) bool {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue && p.DeletionTimestamp == nil
+		}
+	}
+	return false
+}
+
+// pods waits until n pods of app are ready, and returns them.
+func (s *space) pods(app string, n int) (all []corev1.Pod) {
+	s.t.Helper()
+	eventually(s.t, podsWithin, fmt.Sprintf("%d pods of %s ready", n, app), func() bool {
+		list, err := s.client.CoreV1().Pods(s.name).List(s.t.Context(), metav1.ListOptions{LabelSelector: "app=" + app})
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		all = nil
+		for _, p := range list.Items {
+			if podReady(&p) {
+				all = append(all, p)
+			}
+		}
+		return len(all) == n && len(list.Items) == n
+	})
+	return all
+}
+
+// exec runs etool in a pod and returns what it wrote to standard output.
+func (s *space) exec(pod string, args ...string) (string, error) {
+	req := s.client.CoreV1().RESTClient().Get().Namespace(s.name).Resource("pods").Name(pod).SubResource("exec").
+		VersionedParams(&corev1.PodExecOptions{Command: append([]string{"/bin/etool"}, args...), Stdout: true, Stderr: true}, scheme.ParameterCodec)
+	x, err := remotecommand.NewWebSocketExecutor(s.config, "GET", req.URL().String())
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(s.t.Context(), 2*time.Minute)
+	defer cancel()
+	var out, text bytes.Buffer
+	if err := x.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &out, Stderr: &text}); err != nil {
+		return out.String(), fmt.Errorf("exec in %s: %q: %w: %s", pod, args, err, &text)
+	}
+	return out.String(), nil
+}
+
+// A result is what `etool probe` says of a URL.
+type result struct {
+	URL, Error, Text string
+	Took             time.Duration
+}
+
+// An answer is what `etool serve` says to GET.
+type answer struct{ Host, Remote string }
+
+// probe tries URLs from a pod. All have to answer.
+func (s *space) probe(pod string, urls ...string) (list []result) {
+	s.t.Helper()
+	for _, r := range s.try(pod, urls...) {
+		if r.Error != "" {
+			s.t.Errorf("from %s: %s: %s", pod, r.URL, r.Error)
+		}
+		list = append(list, r)
+	}
+	return list
+}
+
+// try tries URLs from a pod.
+func (s *space) try(pod string, urls ...string) (list []result) {
+	s.t.Helper()
+	out, err := s.exec(pod, append([]string{"probe"}, urls...)...)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for dec := json.NewDecoder(strings.NewReader(out)); dec.More(); {
+		var r result
+		if err := dec.Decode(&r); err != nil {
+			s.t.Fatal(err)
+		}
+		list = append(list, r)
+	}
+	if len(list) != len(urls) {
+		s.t.Fatalf("from %s: %d answers for %d probes", pod, len(list), len(urls))
+	}
+	return list
+}
+
+// hosts are the names of those that answered probes of HTTP.
+func hosts(t testing.TB, list []result) map[string]int {
+	t.Helper()
+	count := map[string]int{}
+	for _, r := range list {
+		if r.Error != "" {
+			continue
+		}
+		var a answer
+		if err := json.Unmarshal([]byte(r.Text), &a); err != nil {
+			t.Fatal(err)
+		}
+		count[a.Host]++
+	}
+	return count
+}
