@@ -31,7 +31,7 @@ func open(t testing.TB) *cluster {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			logs(t, 20)
+			logs(t, 10)
 		}
 	})
 	return c
@@ -66,10 +66,3 @@ func eventually(t testing.TB, limit time.Duration, what string, ok func() bool) 
 	}
 }
 
-func TestSmoke(t *testing.T) {
-	c := open(t)
-	eventually(t, time.Minute, "three nodes", func() bool { return len(c.nodes(t)) == 3 })
-	for _, n := range c.nodes(t) {
-		t.Log(n.Name, ready(&n), n.Spec.PodCIDRs, n.Status.NodeInfo.KubeletVersion, n.Status.NodeInfo.ContainerRuntimeVersion)
-	}
-}

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vxlan-cni/vxlan-cni/internal/netlab"
 	"github.com/vxlan-cni/vxlan-cni/test/kubelab"
 )
 
@@ -124,9 +125,13 @@ func inside(l *kubelab.Lab) (exit int, err error) {
 	return 0, err
 }
 
-// logs keeps what a failed test may need.
+// logs shows what the daemon and the nodes said last; the rest is in the lab's
+// folder, with KEEP.
 func logs(t testing.TB, lines int) {
-	if lab != nil {
-		t.Logf("the lab's folder: %s\n%s", filepath.Clean(lab.Dir), lab.Logs("", lines))
+	if lab == nil {
+		return
+	}
+	for _, n := range lab.Nodes {
+		t.Log(netlab.Tail(filepath.Join(n.Dir, "overlayd.log"), lines), netlab.Tail(filepath.Join(n.Dir, "guest.log"), lines))
 	}
 }

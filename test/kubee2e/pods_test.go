@@ -68,15 +68,15 @@ func (c *cluster) space(t testing.TB) *space {
 			t.Error(err)
 			return
 		}
-		// The next test counts what is left.
+		// The next test counts what is left on the nodes.
 		for ctx.Err() == nil {
-			_, err := c.client.CoreV1().Namespaces().Get(ctx, s.name, metav1.GetOptions{})
-			if apierrors.IsNotFound(err) {
+			pods, err := c.client.CoreV1().Pods(s.name).List(ctx, metav1.ListOptions{})
+			if err == nil && len(pods.Items) == 0 {
 				return
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
-		t.Errorf("namespace %s is still there", s.name)
+		t.Errorf("namespace %s still has pods", s.name)
 	})
 	eventually(t, podsWithin, "service account of "+s.name, func() bool {
 		_, err := c.client.CoreV1().ServiceAccounts(s.name).Get(t.Context(), "default", metav1.GetOptions{})
@@ -193,6 +193,17 @@ func (s *space) service(name, app string, change func(*corev1.Service)) *corev1.
 	return v
 }
 
+var deleteNow = metav1.DeleteOptions{GracePeriodSeconds: &second}
+
+// exists says whether there is a pod of that name.
+func (s *space) exists(pod string) bool {
+	_, err := s.client.CoreV1().Pods(s.name).Get(s.t.Context(), pod, metav1.GetOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		s.t.Fatal(err)
+	}
+	return err == nil
+}
+
 func podReady(p *corev1.Pod) bool {
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodReady {
@@ -248,33 +259,37 @@ type result struct {
 type answer struct{ Host, Remote string }
 
 // probe tries URLs from a pod. All have to answer.
-func (s *space) probe(pod string, urls ...string) (list []result) {
+func (s *space) probe(pod string, urls ...string) []result {
 	s.t.Helper()
-	for _, r := range s.try(pod, urls...) {
+	list := s.try(pod, urls...)
+	for _, r := range list {
 		if r.Error != "" {
 			s.t.Errorf("from %s: %s: %s", pod, r.URL, r.Error)
 		}
-		list = append(list, r)
 	}
 	return list
 }
 
-// try tries URLs from a pod.
-func (s *space) try(pod string, urls ...string) (list []result) {
+// try tries URLs from a pod. It may be called on any goroutine.
+func (s *space) try(pod string, urls ...string) []result {
 	s.t.Helper()
+	list := make([]result, 0, len(urls))
 	out, err := s.exec(pod, append([]string{"probe"}, urls...)...)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for dec := json.NewDecoder(strings.NewReader(out)); dec.More(); {
+	for dec := json.NewDecoder(strings.NewReader(out)); err == nil && dec.More(); {
 		var r result
-		if err := dec.Decode(&r); err != nil {
-			s.t.Fatal(err)
+		if err = dec.Decode(&r); err == nil {
+			list = append(list, r)
 		}
-		list = append(list, r)
 	}
-	if len(list) != len(urls) {
-		s.t.Fatalf("from %s: %d answers for %d probes", pod, len(list), len(urls))
+	if err == nil && len(list) != len(urls) {
+		err = fmt.Errorf("from %s: %d answers", pod, len(list))
+	}
+	if err != nil {
+		s.t.Error(err)
+		list = list[:0]
+		for _, u := range urls {
+			list = append(list, result{URL: u, Error: err.Error()})
+		}
 	}
 	return list
 }

@@ -33,20 +33,9 @@ func serve() error {
 		}
 		go accept(l, s.fn)
 	}
-	u, err := net.ListenPacket("udp", ":8082")
-	if err != nil {
+	if err := serveUDP(); err != nil {
 		return err
 	}
-	go func() {
-		b := make([]byte, 64<<10)
-		for {
-			n, from, err := u.ReadFrom(b)
-			if err != nil {
-				return
-			}
-			_, _ = u.WriteTo(b[:n], from)
-		}
-	}()
 	return http.ListenAndServe(":8080", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		remote, _, _ := net.SplitHostPort(r.RemoteAddr)
 		_ = json.NewEncoder(w).Encode(Answer{host, remote})
@@ -65,4 +54,35 @@ func accept(l net.Listener, fn func(net.Conn)) {
 			fn(c)
 		}()
 	}
+}
+
+// serveUDP answers on each address with a socket of its own: a socket that is
+// bound to none answers from whatever address the route prefers.
+func serveUDP() error {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		ip, ok := a.(*net.IPNet)
+		if !ok || ip.IP.IsLinkLocalUnicast() {
+			continue
+		}
+		c, err := net.ListenUDP("udp", &net.UDPAddr{IP: ip.IP, Port: 8082})
+		if err != nil {
+			return err
+		}
+		go func() {
+			b := make([]byte, 64<<10)
+			for {
+				n, from, err := c.ReadFrom(b)
+				if err != nil {
+					fmt.Fprintln(os.Stderr, "etool:", err)
+					return
+				}
+				_, _ = c.WriteTo(b[:n], from)
+			}
+		}()
+	}
+	return nil
 }
