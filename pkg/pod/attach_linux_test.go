@@ -19,7 +19,7 @@ import (
 
 const wantNode = `# ip -o link
 lo: <LOOPBACK,UP> mtu 65536 mode DEFAULT group default link/loopback 00:00:00:00:00:00 brd 00:00:00:00:00:00
-cni0: <BROADCAST,MULTICAST,UP> mtu 1450 mode DEFAULT group default link/ether 0a:58:0a:f4:01:01 brd ff:ff:ff:ff:ff:ff
+cni0: <BROADCAST,MULTICAST,UP> mtu 1450 mode DEFAULT group default link/ether 0a:58:0a:f4:01:01 brd ff:ff:ff:ff:ff:ff alias vxlan-cni bridge
 vethb58de6d9c62@peer: <BROADCAST,MULTICAST,UP> mtu 1450 master cni0 mode DEFAULT group 30275 link/ether MAC brd ff:ff:ff:ff:ff:ff alias vxlan-cni 0000000000000000000000000000000000000000000000000000000000000007/eth0 pods default/web-7
 # ip -o addr
 lo inet 127.0.0.1/8 scope host lo valid_lft forever preferred_lft forever
