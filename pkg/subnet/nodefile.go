@@ -14,6 +14,8 @@ import (
 	"unicode"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vxlan-cni/vxlan-cni/internal/atomicfile"
 )
 
 // NodeFile is what overlayd tells vxlan-cni: the part of the node's lease that
@@ -57,36 +59,7 @@ func (f NodeFile) Write(dir string) error {
 	if have, err := readRegular(path); err == nil && bytes.Equal(have, data) {
 		return nil
 	}
-	return replaceFile(path, data)
-}
-
-// replaceFile writes beside path and renames. The name of the temporary file is
-// fixed, so that a writer that was killed leaves one at most.
-func replaceFile(path string, data []byte) (err error) {
-	temp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
-	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	file, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	success := false
-	defer func() {
-		if !success {
-			err = errors.Join(err, os.Remove(temp))
-		}
-	}()
-	_, err = file.Write(data)
-	// Chmod, for the umask may have taken what readers need.
-	if err := errors.Join(err, file.Chmod(0o644), file.Sync(), file.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return err
-	}
-	success = true
-	return nil
+	return atomicfile.Write(path, 0o644, bytes.NewReader(data))
 }
 
 // ReadNodeFile reads the node file in dir. If there is none the error is
