@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -195,6 +196,9 @@ func (n *node) announce() {
 	n.ready.Store(true)
 	close(n.up)
 	n.log.Info("ready", "after", time.Since(n.started).Round(time.Millisecond))
+	// Reading and deriving everything for the first time left as much garbage as the
+	// node will have for hours.
+	debug.FreeOSMemory()
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
 }
 

@@ -59,11 +59,12 @@ func (a Attachment) checkHost(c *rtnl.Conn, bridge string) (peer int, gatewayMAC
 	if !l.Up {
 		wrong = append(wrong, fmt.Errorf("link %s is down, want it up", name))
 	}
-	if l.Master != master.Index {
+	switch {
+	case l.Master != master.Index:
 		wrong = append(wrong, fmt.Errorf("link %s has master %d, want bridge %s (%d)", name, l.Master, bridge, master.Index))
-	} else if l.Group == GuardedGroup && l.Forwards&forwardLLDP == 0 {
+	case l.Group == GuardedGroup && l.Forwards&forwardLLDP == 0:
 		wrong = append(wrong, fmt.Errorf("link %s hands frames to 01:80:c2:00:00:0e to the node, want them forwarded and filtered", name))
-	} else if l.Hairpin != a.Hairpin {
+	case l.Hairpin != a.Hairpin:
 		wrong = append(wrong, fmt.Errorf("link %s has hairpin mode %t, want %t", name, l.Hairpin, a.Hairpin))
 	}
 	return l.Peer, master.MAC, errors.Join(wrong...)
