@@ -216,12 +216,7 @@ func (f Flannel) advise(p *Plan, env subnetEnv) {
 		p.warn("there is no %s: overlayd makes it", f.Device)
 	}
 	if len(p.Subnets) == 2 {
-		p.warn("dual stack: nodes that still run flannel reach this one only if its record has an endpoint of both families")
-	}
-	if v6 := strings.Replace(f.Device, "flannel.", "flannel-v6.", 1); v6 != f.Device {
-		if _, err := net.InterfaceByName(v6); err == nil {
-			p.warn("remove %s once overlayd runs (ip link del %[1]s): it has routes of its own to the other nodes", v6)
-		}
+		p.warn("dual stack: nodes that still run flannel reach this one only if its underlay interface has an address of both families")
 	}
 	if n := p.count(Stale); n > 0 {
 		p.warn("%d addresses are host-local's although no pod has them: they become free", n)

@@ -25,10 +25,12 @@ import (
 	"github.com/vxlan-cni/vxlan-cni/test/cluster"
 )
 
-const (
-	flannelSubnet = "10.244.77.0/24"
-	flannelMAC    = "2a:67:92:2b:6c:d5"
-)
+// flannelParts are what a flannel node has of each family: the device's name and MAC,
+// and the node's subnet.
+var flannelParts = map[bool]struct{ device, mac, subnet, network string }{
+	true:  {"flannel.1", "2a:67:92:2b:6c:d5", "10.244.77.0/24", "10.244.0.0/16"},
+	false: {"flannel-v6.1", "2a:67:92:2b:6c:d6", "fd00:244:0:77::/64", "fd00:244::/48"},
+}
 
 // A flannelNode is a node as flannel and its chain leave it: record, device and
 // tables are made by hand, for nothing of flannel's keeps them right either;
@@ -37,18 +39,19 @@ type flannelNode struct {
 	*netlab.Node
 	runtime cluster.Runtime // attaches pods by bridge and host-local
 	data    string          // host-local's folder of all networks
+	is4     []bool          // its families
 	env     string          // subnet.env
 }
 
-// newFlannelNode makes the cluster's first node one that runs flannel; the others
-// run overlayd.
-func newFlannelNode(t *testing.T, c *cluster.Cluster, flags ...string) *flannelNode {
+// newFlannelNode makes the cluster's first node one that runs flannel, for pods of
+// those families; the others run overlayd.
+func newFlannelNode(t *testing.T, c *cluster.Cluster, pods string, flags ...string) *flannelNode {
 	t.Helper()
-	f := &flannelNode{Node: c.Nodes[0], runtime: *c.Runtimes[0]}
+	f := &flannelNode{Node: c.Nodes[0], runtime: *c.Runtimes[0], is4: families(pods)}
 	f.data, f.env = filepath.Join(f.Dir, "networks"), filepath.Join(f.Dir, "subnet.env")
 	err := errors.Join(
 		c.StartEtcd(),
-		c.Put(t.Context(), "config", cluster.Network),
+		c.Put(t.Context(), "config", networks[pods]),
 		os.WriteFile(f.env, []byte("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.77.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"), 0o600),
 	)
 	if err != nil {
@@ -84,8 +87,14 @@ func (f *flannelNode) lease(t *testing.T, c *cluster.Cluster) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	value := fmt.Sprintf(`{"PublicIP":"%s","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"%s"}}`, f.Address, flannelMAC)
-	if _, err := client.Put(ctx, cluster.Prefix+"/subnets/10.244.77.0-24", value, clientv3.WithLease(lease.ID)); err != nil {
+	value := fmt.Sprintf(`{"PublicIP":"%s","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"%s"}}`, f.Address, flannelParts[true].mac)
+	key := "10.244.77.0-24"
+	if len(f.is4) == 2 {
+		key += "&fd00:244:0:77::-64"
+		value = fmt.Sprintf(`{"PublicIP":"%s","PublicIPv6":"%s","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"%s"},"BackendV6Data":{"VNI":1,"VtepMAC":"%s"}}`,
+			f.Address, f.Address6, flannelParts[true].mac, flannelParts[false].mac)
+	}
+	if _, err := client.Put(ctx, cluster.Prefix+"/subnets/"+key, value, clientv3.WithLease(lease.ID)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -111,40 +120,53 @@ func records(t *testing.T, c *cluster.Cluster) (list []subnet.Record) {
 	return list
 }
 
-// program makes flannel.1 and, for each other lease, what flannel programs: a
-// PERMANENT neighbour and FDB entry and the route via .0.
+// mtu is what flannel gives a pod.
+func (f *flannelNode) mtu() int { return map[int]int{1: 1450, 2: 1430}[len(f.is4)] }
+
+// program makes flannel's devices and, for each other lease, what flannel programs
+// on each: a PERMANENT neighbour and FDB entry and the route via .0.
 func (f *flannelNode) program(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
-	lines := []string{
-		fmt.Sprintf("link add flannel.1 address %s mtu 1450 type vxlan id 1 dev eth0 local %s dstport 8472 nolearning", flannelMAC, f.Address),
-		"address add 10.244.77.0/32 dev flannel.1",
-		"link set flannel.1 up",
-	}
-	var entries []string
-	for _, r := range records(t, c) {
-		if r.Err != nil || r.Lease.Node == "" {
-			continue
+	for i, is4 := range f.is4 {
+		part, local := flannelParts[is4], map[bool]netip.Addr{true: f.Address, false: f.Address6}[is4]
+		own := netip.MustParsePrefix(part.subnet).Addr()
+		dev := part.device
+		lines := []string{
+			fmt.Sprintf("link add %s address %s mtu %d type vxlan id 1 dev eth0 local %s dstport 8472 nolearning", dev, part.mac, f.mtu(), local),
+			fmt.Sprintf("address add %s/%d dev %s", own, own.BitLen(), dev),
+			fmt.Sprintf("link set %s up", dev),
 		}
-		s, v := r.Lease.Subnets[0], r.Lease.VTEPs[0]
-		lines = append(lines,
-			fmt.Sprintf("neigh replace %s lladdr %s nud permanent dev flannel.1", s.Addr(), v.MAC),
-			fmt.Sprintf("route replace %s via %s dev flannel.1 onlink", s, s.Addr()))
-		entries = append(entries, fmt.Sprintf("fdb replace %s dst %s dev flannel.1 self permanent", v.MAC, v.Underlay))
-	}
-	if len(entries) != 2 {
-		t.Fatalf("flannel knows %d peers, want 2", len(entries))
-	}
-	if err := errors.Join(f.IP(lines...), f.Bridge(entries...)); err != nil {
-		t.Fatal(err)
+		var entries []string
+		for _, r := range records(t, c) {
+			if r.Err != nil || r.Lease.Node == "" {
+				continue
+			}
+			s, v := r.Lease.Subnets[i], r.Lease.VTEPs[i]
+			lines = append(lines,
+				fmt.Sprintf("neigh replace %s lladdr %s nud permanent dev %s", s.Addr(), v.MAC, dev),
+				fmt.Sprintf("route replace %s via %s dev %s onlink", s, s.Addr(), dev))
+			entries = append(entries, fmt.Sprintf("fdb replace %s dst %s dev %s self permanent", v.MAC, v.Underlay, dev))
+		}
+		if len(entries) != 2 {
+			t.Fatalf("flannel knows %d peers, want 2", len(entries))
+		}
+		if err := errors.Join(f.IP(lines...), f.Bridge(entries...)); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
 // chain is what flannel's CNI plugin hands to the reference plugins.
 func (f *flannelNode) chain(t *testing.T) *libcni.NetworkConfigList {
 	t.Helper()
+	var ranges, routes []string
+	for _, is4 := range f.is4 {
+		ranges = append(ranges, fmt.Sprintf(`[{"subnet":%q}]`, flannelParts[is4].subnet))
+		routes = append(routes, fmt.Sprintf(`{"dst":%q}`, flannelParts[is4].network))
+	}
 	list, err := libcni.ConfListFromBytes(fmt.Appendf(nil, `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{
-		"type":"bridge","bridge":"cni0","isGateway":true,"isDefaultGateway":true,"hairpinMode":true,"ipMasq":false,"mtu":1450,
-		"ipam":{"type":"host-local","dataDir":%q,"ranges":[[{"subnet":%q}]],"routes":[{"dst":"10.244.0.0/16"}]}}]}`, f.data, flannelSubnet))
+		"type":"bridge","bridge":"cni0","isGateway":true,"isDefaultGateway":true,"hairpinMode":true,"ipMasq":false,"mtu":%d,
+		"ipam":{"type":"host-local","dataDir":%q,"ranges":[%s],"routes":[%s]}}]}`, f.mtu(), f.data, strings.Join(ranges, ","), strings.Join(routes, ",")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,14 +196,16 @@ func (f *flannelNode) migrate(t *testing.T, more ...string) string {
 	return out
 }
 
-// allPairs pings from each pod to each other.
+// allPairs pings from each pod to each address of each other.
 func allPairs(t *testing.T, when string, pods ...*cluster.Pod) {
 	t.Helper()
 	for _, from := range pods {
 		for _, to := range pods {
-			r, err := netlab.Ping(t.Context(), from.NS, netlab.Pings{To: to.Addr, Count: 2, Interval: time.Millisecond})
-			if err != nil || r.Lost() > 0 {
-				t.Errorf("%s: %s to %s: %v %v", when, from.Args.ContainerID, to.Args.ContainerID, r, err)
+			for _, addr := range to.Addrs {
+				r, err := netlab.Ping(t.Context(), from.NS, netlab.Pings{To: addr, Count: 2, Interval: time.Millisecond})
+				if err != nil || r.Lost() > 0 {
+					t.Errorf("%s: %s to %s: %v %v", when, from.Args.ContainerID, to.Args.ContainerID, r, err)
+				}
 			}
 		}
 	}
@@ -286,6 +310,41 @@ func serve(t *testing.T, p *cluster.Pod, port uint16) {
 	t.Cleanup(func() { _ = s.Close() })
 }
 
+// A dual-stack node of flannel's has a device for each family, and reaches ours over
+// both, as ours reach it.
+func TestBesideFlannelInDualStack(t *testing.T) {
+	c := newCluster(t, threeNodes())
+	f := newFlannelNode(t, c, "46")
+	pods := []*cluster.Pod{f.add(t, "old")}
+	for _, r := range c.Runtimes[1:] {
+		p, err := r.Add(t.Context(), "p", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pods = append(pods, p)
+	}
+	// The reference plugins leave a pod while its addresses are still being looked for
+	// on the link.
+	err := netlab.Eventually(patience, func() error {
+		r, err := netlab.Ping(t.Context(), pods[0].NS, netlab.Pings{To: pods[1].Of(false)})
+		if err == nil && r.Lost() > 0 {
+			err = errors.New(r.String())
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	allPairs(t, "dual stack beside flannel", pods...)
+	// Each family rides its own tunnel.
+	for dev, subnet := range map[string]string{cluster.Device: flannelParts[true].subnet, cluster.Device6: flannelParts[false].subnet} {
+		out, err := c.Nodes[1].Output("ip", "route", "get", netip.MustParsePrefix(subnet).Addr().Next().Next().String())
+		if err != nil || !strings.Contains(out, "dev "+dev+" ") {
+			t.Errorf("to %s: %s %v, want by %s", subnet, out, err, dev)
+		}
+	}
+}
+
 // TestTakeOverFromFlannel is the way of one node from flannel to overlayd, with
 // pods that run and talk all the time.
 func TestTakeOverFromFlannel(t *testing.T) {
@@ -296,7 +355,7 @@ func TestTakeOverFromFlannel(t *testing.T) {
 
 func testTakeOver(t *testing.T, mode string) {
 	c := newCluster(t, threeNodes())
-	f := newFlannelNode(t, c, "--resolve", mode)
+	f := newFlannelNode(t, c, "4", "--resolve", mode)
 	// The bridge took the MAC of the first port, and that one goes: so nobody but
 	// the bridge takes frames for it.
 	first := f.add(t, "first")
@@ -420,7 +479,7 @@ func wantTakenOver(t *testing.T, c *cluster.Cluster, f *flannelNode, bridgeMAC s
 		}
 	}
 	for _, n := range c.Nodes[1:] {
-		if text := tables(t, n); strings.Contains(text, flannelMAC) {
+		if text := tables(t, n); strings.Contains(text, flannelParts[true].mac) {
 			t.Errorf("%s still knows flannel's MAC:\n%s", n.Name, text)
 		}
 	}
