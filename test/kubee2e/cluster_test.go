@@ -65,4 +65,3 @@ func eventually(t testing.TB, limit time.Duration, what string, ok func() bool) 
 		}
 	}
 }
-

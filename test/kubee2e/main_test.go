@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	kindEnv   = "E2E"        // lab or cluster
+	kindEnv   = "E2E"        // lab or cluster; down removes labs that were kept
 	labEnv    = "E2E_LAB"    // folder of a lab that is there already
 	insideEnv = "E2E_INSIDE" // set where the lab's API server can be reached
 	keepEnv   = "KEEP"       // leave the lab up
@@ -51,8 +51,10 @@ func run(m *testing.M) (exit int, err error) {
 			return 1, errors.New("E2E=cluster: want KUBECONFIG, the cluster's file")
 		}
 		return m.Run(), nil
+	case kind == "down":
+		return 0, sweep(true)
 	case kind != "lab":
-		return 1, fmt.Errorf("E2E=%q: want lab or cluster", kind)
+		return 1, fmt.Errorf("E2E=%q: want lab, cluster or down", kind)
 	case os.Getenv(insideEnv) != "":
 		if lab, err = kubelab.Open(os.Getenv(labEnv)); err != nil {
 			return 1, err
@@ -74,11 +76,7 @@ func run(m *testing.M) (exit int, err error) {
 
 // withLab runs the tests in a new lab.
 func withLab() (exit int, err error) {
-	left, err := kubelab.Abandoned(false)
-	for _, l := range left {
-		err = errors.Join(err, l.Close())
-	}
-	if err != nil {
+	if err := sweep(false); err != nil {
 		return 1, err
 	}
 	began := time.Now()
@@ -95,6 +93,15 @@ func withLab() (exit int, err error) {
 		defer func() { err = errors.Join(err, l.Close()) }()
 	}
 	return inside(l)
+}
+
+// sweep removes what an earlier run left that was killed, or was to be kept.
+func sweep(kept bool) error {
+	labs, err := kubelab.Abandoned(kept)
+	for _, l := range labs {
+		err = errors.Join(err, l.Close())
+	}
+	return err
 }
 
 // inside runs the tests in a process that is in the network namespace of the
