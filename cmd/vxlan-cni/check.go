@@ -53,6 +53,7 @@ func check(args *skel.CmdArgs) error {
 		return explain(errors.Join(err, checkGuestSlots(slots, key, want.Addrs), pod.CheckGuest(want, node.Bridge)))
 	}
 	if err == nil {
+		want.Filter = slices.ContainsFunc(slots, func(e ipam.Entry) bool { return e.Key == key && e.Filtered })
 		err = checkSlot(slots, key, want)
 	}
 	return explain(errors.Join(err, pod.Check(want, node.Bridge)))

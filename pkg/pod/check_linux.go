@@ -59,6 +59,9 @@ func (a Attachment) checkHost(c *rtnl.Conn, bridge string) (peer int, gatewayMAC
 	if !l.Up {
 		wrong = append(wrong, fmt.Errorf("link %s is down, want it up", name))
 	}
+	if a.Filter && l.Group != GuardedGroup {
+		wrong = append(wrong, fmt.Errorf("link %s has group %#x, want %#x: what the pod sends is not filtered", name, l.Group, GuardedGroup))
+	}
 	switch {
 	case l.Master != master.Index:
 		wrong = append(wrong, fmt.Errorf("link %s has master %d, want bridge %s (%d)", name, l.Master, bridge, master.Index))

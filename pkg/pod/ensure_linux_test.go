@@ -265,7 +265,7 @@ var tampering = []string{
 
 // From whatever state, EnsureFilter reaches the same one.
 func TestEnsureFilterFromAnyState(t *testing.T) {
-	for seed := range uint64(4) {
+	for seed := range uint64(3) {
 		random := rand.New(rand.NewPCG(seed, 2))
 		node, ns := netlab.TestNamespace(t), netlab.TestNamespace(t)
 		a := testAttachment(ns, 7)
@@ -279,8 +279,8 @@ func TestEnsureFilterFromAnyState(t *testing.T) {
 		}
 		all[1].MAC = net.HardwareAddr{2, 0, 0, 0, 0, 8}
 		var done []string
-		for range 25 {
-			list := append(all[:1:1], all[1+random.IntN(len(all)):]...)
+		for range 12 {
+			list := slices.Concat(all[:1], all[1+random.IntN(len(all)):])
 			for range random.IntN(4) {
 				act := tampering[random.IntN(len(tampering))]
 				command := strings.NewReplacer("PORT", port, "LINK", link).Replace(act)
