@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vxlan-cni/vxlan-cni/internal/netlab"
 )
 
@@ -129,5 +131,31 @@ func TestSetMTUUnderTraffic(t *testing.T) {
 		}
 	case <-time.After(30 * time.Second):
 		t.Error("the transfer hangs")
+	}
+}
+
+// Without the right to enter namespaces both ends stay, too.
+func TestSetMTUWithoutRights(t *testing.T) {
+	node, ns := netlab.TestNamespace(t), netlab.TestNamespace(t)
+	r := attach(t, node, testAttachment(ns, 7), ensure(t, node, testBridge()))
+	err := node.Do(func() error {
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var have [2]unix.CapUserData
+		if err := unix.Capget(&header, &have[0]); err != nil {
+			return err
+		}
+		less := have
+		less[0].Effective &^= 1 << unix.CAP_SYS_ADMIN
+		if err := unix.Capset(&header, &less[0]); err != nil { // of this thread
+			return err
+		}
+		_, err := SetMTU(1300, "cni0", "/run/netns")
+		return errors.Join(err, unix.Capset(&header, &have[0]))
+	})
+	if !errors.Is(err, ErrMTULeft) || !errors.Is(err, unix.EPERM) {
+		t.Errorf("error %v, want %v and %v", err, ErrMTULeft, unix.EPERM)
+	}
+	if one, two := mtuOf(t, node, r.HostName), mtuOf(t, ns, "eth0"); one != "1450" || two != "1450" {
+		t.Errorf("MTU %s and %s, want both left", one, two)
 	}
 }
