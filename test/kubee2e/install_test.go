@@ -1,62 +1,91 @@
 package kubee2e
 
 import (
+	"cmp"
+	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/vxlan-cni/vxlan-cni/internal/api"
 	"github.com/vxlan-cni/vxlan-cni/test/kubelab"
 	"github.com/vxlan-cni/vxlan-cni/test/program"
 )
 
-// netConf is the network of the lab.
-const netConf = `{"Network": "` + kubelab.PodCIDR + `", "EnableIPv6": true, "IPv6Network": "` + kubelab.PodCIDR6 + `", "Backend": {"Type": "vxlan"}}`
+// What is installed, and where.
+const (
+	system    = "kube-system"
+	daemonSet = "vxlan-cni"
+)
 
-// installByHand puts what runs on a node there without a DaemonSet.
-func installByHand(t testing.TB, c *cluster) {
+// labNetwork is the network of the lab; that of another cluster is E2E_NETWORK.
+const labNetwork = `{"Network":"` + kubelab.PodCIDR + `","EnableIPv6":true,"IPv6Network":"` + kubelab.PodCIDR6 + `","Backend":{"Type":"vxlan"}}`
+
+// kubectl runs kubectl as an administrator does.
+func kubectl(t testing.TB, args ...string) string {
 	t.Helper()
 	module, err := program.Module()
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := filepath.Join(lab.Dir, "ours")
-	if _, err := program.Go(t.Context(), filepath.Dir(module), "build", "-trimpath", "-ldflags=-s -w", "-o", dir+"/", "./cmd/..."); err != nil {
+	path, err := program.Path(t.Context(), filepath.Join(module, "k8s"), ".")
+	if err != nil {
 		t.Fatal(err)
 	}
-	conf := filepath.Join(lab.Dir, "net-conf.json")
-	if err := os.WriteFile(conf, []byte(netConf), 0o644); err != nil {
+	out, err := exec.CommandContext(t.Context(), path, append([]string{"kubectl"}, args...)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("kubectl %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// overlay writes a kustomization on top of one of deploy/kustomize, with this
+// cluster's network and image, and returns its folder.
+func overlay(t testing.TB, base, more string) string {
+	t.Helper()
+	module, err := program.Module()
+	if err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range lab.Nodes {
-		script := fmt.Sprintf("set -e; cp %[1]s/bin/cni/* %[2]s/vxlan-cni /opt/cni/bin/; cp %[2]s/overlayd %[2]s/overlayctl /usr/local/bin/", lab.Dir, dir)
-		if _, err := n.Output("sh", "-c", script); err != nil {
-			t.Fatal(err)
-		}
-		err := n.Run(kubelab.Unit{Name: "overlayd", Argv: []string{"/usr/local/bin/overlayd", "--kube-subnet-mgr",
-			"--kubeconfig-file", lab.Kubeconfig(), "--node-id", n.Name, "--net-config-path", conf}})
-		if err != nil {
-			t.Fatal(err)
-		}
+	dir := t.TempDir()
+	// kustomize takes a base by a relative path only.
+	rel, err := filepath.Rel(dir, filepath.Join(module, "../deploy/kustomize", base))
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, n := range lab.Nodes {
-		eventually(t, time.Minute, "overlayd ready on "+n.Name, func() bool {
-			_, err := n.Output("overlayctl", "status")
-			return err == nil
-		})
-		list := filepath.Join(module, "../deploy/05-vxlan-cni.conflist")
-		b, err := os.ReadFile(list)
-		if err != nil {
-			t.Fatal(err)
+	text := fmt.Sprintf("apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [%q]\n%s", rel, more)
+	if name := os.Getenv("IMAGE"); name != "" {
+		repository, tag := name, ""
+		if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+			repository, tag = name[:i], name[i+1:]
 		}
-		if err := os.WriteFile(filepath.Join(n.Dir, "conflist"), b, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := n.Output("cp", filepath.Join(n.Dir, "conflist"), "/etc/cni/net.d/05-vxlan-cni.conflist"); err != nil {
-			t.Fatal(err)
-		}
+		text += fmt.Sprintf("images: [{name: localhost/vxlan-cni, newName: %q, newTag: %q}]\n", repository, cmp.Or(tag, "latest"))
 	}
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// kubeStore is the kustomization that keeps leases on the Nodes.
+func kubeStore(t testing.TB) string {
+	t.Helper()
+	patch, err := json.Marshal(map[string]any{
+		"apiVersion": "v1", "kind": "ConfigMap",
+		"metadata": map[string]any{"name": "vxlan-cni", "namespace": system},
+		"data":     map[string]any{"net-conf.json": cmp.Or(os.Getenv("E2E_NETWORK"), labNetwork)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return overlay(t, "kube", "patches:\n- patch: |\n    "+string(patch)+"\n")
 }
 
 // TestInstall is the first of all, and the others stand on it: the nodes become
@@ -72,16 +101,109 @@ func TestInstall(t *testing.T) {
 		}
 	}
 	began := time.Now()
-	installByHand(t, c)
-	for _, n := range c.nodes(t) {
-		eventually(t, podsWithin, n.Name+" ready", func() bool {
-			for _, now := range c.nodes(t) {
-				if now.Name == n.Name {
-					return ready(&now)
-				}
+	kubectl(t, "apply", "-k", kubeStore(t))
+	c.allReady(t)
+	t.Logf("figure: manifest applied → all nodes Ready: %s", time.Since(began).Round(100*time.Millisecond))
+	for _, p := range c.daemons(t, len(c.nodes(t))) {
+		for _, k := range append(p.Spec.InitContainers, p.Spec.Containers...) {
+			if s := k.SecurityContext; s == nil || s.Privileged != nil && *s.Privileged {
+				t.Errorf("%s: container %s is privileged", p.Name, k.Name)
 			}
-			return false
-		})
+		}
+		t.Logf("figure: RSS of overlayd at rest on %s: %s", p.Spec.NodeName, c.rss(t, p))
 	}
-	t.Logf("figure: installed → all nodes Ready: %s", time.Since(began).Round(100*time.Millisecond))
+}
+
+// allReady waits until every node is ready.
+func (c *cluster) allReady(t testing.TB) {
+	t.Helper()
+	eventually(t, podsWithin, "all nodes ready", func() bool {
+		for _, n := range c.nodes(t) {
+			if !ready(&n) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// daemons waits until n pods of the DaemonSet are ready, and returns them.
+func (c *cluster) daemons(t testing.TB, n int) []corev1.Pod {
+	t.Helper()
+	return (&space{c, t, system}).podsOf("app.kubernetes.io/name="+daemonSet, n)
+}
+
+// daemon is the DaemonSet's pod on a node.
+func (c *cluster) daemon(t testing.TB, node string) corev1.Pod {
+	t.Helper()
+	var found corev1.Pod
+	eventually(t, podsWithin, "overlayd's pod on "+node, func() bool {
+		list, err := c.client.CoreV1().Pods(system).List(t.Context(), metav1.ListOptions{
+			LabelSelector: "app.kubernetes.io/name=" + daemonSet, FieldSelector: "spec.nodeName=" + node,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range list.Items {
+			if podReady(&p) {
+				found = p
+				return true
+			}
+		}
+		return false
+	})
+	return found
+}
+
+// status is what overlayctl says on a node.
+func (c *cluster) status(t testing.TB, node string) (s api.Status) {
+	t.Helper()
+	out, err := c.execIn(t.Context(), system, c.daemon(t, node).Name, "overlayctl", "status", "-o", "json")
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &s)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// rss is how much memory overlayd holds, as the machine sees it.
+func (c *cluster) rss(t testing.TB, p corev1.Pod) string {
+	t.Helper()
+	if lab == nil {
+		return "not known here"
+	}
+	out, err := node(t, p.Spec.NodeName).Output("sh", "-c", `for p in /proc/[0-9]*; do
+  [ "$(cat $p/comm 2>/dev/null)" = overlayd ] && sed -n 's/^VmRSS:[[:space:]]*//p' $p/status; done; true`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(out)
+}
+
+// A machine is what only the lab offers: to do to a node what happens to
+// machines.
+type machine interface {
+	PowerOff() error
+	Boot() error
+	Kill(unit string) error
+	Stop(unit string) error
+	Start(unit string) error
+	Output(argv ...string) (string, error)
+}
+
+// node is a node's machine. Without one the test is skipped.
+func node(t testing.TB, name string) machine {
+	t.Helper()
+	if lab == nil {
+		t.Skip("only the lab's machines can be switched off")
+	}
+	for _, n := range lab.Nodes {
+		if n.Name == name {
+			return n
+		}
+	}
+	t.Fatalf("the lab has no node %s", name)
+	return nil
 }

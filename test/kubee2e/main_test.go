@@ -14,6 +14,7 @@ import (
 
 	"github.com/vxlan-cni/vxlan-cni/internal/netlab"
 	"github.com/vxlan-cni/vxlan-cni/test/kubelab"
+	"github.com/vxlan-cni/vxlan-cni/test/program"
 )
 
 const (
@@ -79,10 +80,18 @@ func withLab() (exit int, err error) {
 	if err := sweep(false); err != nil {
 		return 1, err
 	}
+	root, err := program.Module()
+	if err != nil {
+		return 1, err
+	}
+	archive := filepath.Join(root, "../bin/image/vxlan-cni.tar")
+	if _, err := os.Stat(archive); err != nil {
+		return 1, fmt.Errorf("%w; `make image` builds it", err)
+	}
 	began := time.Now()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	l, err := kubelab.New(ctx, kubelab.Options{Name: "k8s", Nodes: labNodes, Keep: os.Getenv(keepEnv) != ""})
+	l, err := kubelab.New(ctx, kubelab.Options{Name: "k8s", Nodes: labNodes, Images: []string{archive}, Keep: os.Getenv(keepEnv) != ""})
 	if err != nil {
 		return 1, err
 	}

@@ -214,10 +214,16 @@ func podReady(p *corev1.Pod) bool {
 }
 
 // pods waits until n pods of app are ready, and returns them.
-func (s *space) pods(app string, n int) (all []corev1.Pod) {
+func (s *space) pods(app string, n int) []corev1.Pod {
 	s.t.Helper()
-	eventually(s.t, podsWithin, fmt.Sprintf("%d pods of %s ready", n, app), func() bool {
-		list, err := s.client.CoreV1().Pods(s.name).List(s.t.Context(), metav1.ListOptions{LabelSelector: "app=" + app})
+	return s.podsOf("app="+app, n)
+}
+
+// podsOf waits until all pods that selector finds are ready and n in number.
+func (s *space) podsOf(selector string, n int) (all []corev1.Pod) {
+	s.t.Helper()
+	eventually(s.t, podsWithin, fmt.Sprintf("%d pods of %s ready", n, selector), func() bool {
+		list, err := s.client.CoreV1().Pods(s.name).List(s.t.Context(), metav1.ListOptions{LabelSelector: selector})
 		if err != nil {
 			s.t.Fatal(err)
 		}
@@ -234,17 +240,22 @@ func (s *space) pods(app string, n int) (all []corev1.Pod) {
 
 // exec runs etool in a pod and returns what it wrote to standard output.
 func (s *space) exec(pod string, args ...string) (string, error) {
-	req := s.client.CoreV1().RESTClient().Get().Namespace(s.name).Resource("pods").Name(pod).SubResource("exec").
-		VersionedParams(&corev1.PodExecOptions{Command: append([]string{"/bin/etool"}, args...), Stdout: true, Stderr: true}, scheme.ParameterCodec)
-	x, err := remotecommand.NewWebSocketExecutor(s.config, "GET", req.URL().String())
+	return s.execIn(s.t.Context(), s.name, pod, append([]string{"/bin/etool"}, args...)...)
+}
+
+// execIn runs argv in the first container of a pod.
+func (c *cluster) execIn(ctx context.Context, namespace, pod string, argv ...string) (string, error) {
+	req := c.client.CoreV1().RESTClient().Get().Namespace(namespace).Resource("pods").Name(pod).SubResource("exec").
+		VersionedParams(&corev1.PodExecOptions{Command: argv, Stdout: true, Stderr: true}, scheme.ParameterCodec)
+	x, err := remotecommand.NewWebSocketExecutor(c.config, "GET", req.URL().String())
 	if err != nil {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeout(s.t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	var out, text bytes.Buffer
 	if err := x.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &out, Stderr: &text}); err != nil {
-		return out.String(), fmt.Errorf("exec in %s: %q: %w: %s", pod, args, err, &text)
+		return out.String(), fmt.Errorf("exec in %s: %q: %w: %s", pod, argv, err, &text)
 	}
 	return out.String(), nil
 }

@@ -245,7 +245,7 @@ func TestBandwidth(t *testing.T) {
 	})
 	free, slow := s.pods("free", 1)[0], s.pods("slow", 1)[0]
 	for _, way := range []struct{ from, to corev1.Pod }{{free, slow}, {slow, free}} {
-		out, err := s.exec(way.from.Name, "push", "5", at(way.to.Status.PodIP, sinkPort))
+		out, err := s.exec(way.from.Name, "push", "3", at(way.to.Status.PodIP, sinkPort))
 		if err != nil {
 			t.Fatal(err)
 		}

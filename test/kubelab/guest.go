@@ -101,8 +101,8 @@ func (s *spec) enter(path string) error {
 }
 
 // pivot makes an overlay over the machine's root the root of the guest. What the
-// guest writes is in memory, but for the folders of containerd and kubelet, which
-// survive a boot as those on a disk do.
+// guest writes is in memory, but for what has to survive a boot as it does on a
+// disk.
 func (s *spec) pivot() error {
 	over := filepath.Join(s.Dir, "overlay")
 	if err := os.MkdirAll(over, 0o755); err != nil {
@@ -130,6 +130,8 @@ func (s *spec) pivot() error {
 		{s.disk("containerd"), "/var/lib/containerd", ""},
 		{s.disk("kubelet"), "/var/lib/kubelet", ""},
 		{s.disk("log"), "/var/log", ""},
+		{s.disk("cni-bin"), "/opt/cni", ""},
+		{s.disk("cni-conf"), "/etc/cni", ""},
 	} {
 		dst := filepath.Join(root, m.dst)
 		if err := os.MkdirAll(dst, 0o755); err != nil {

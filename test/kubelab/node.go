@@ -94,7 +94,7 @@ func (g *guest) boot(s spec) error {
 	if err := os.MkdirAll(g.Dir, 0o755); err != nil {
 		return err
 	}
-	for _, d := range []string{"containerd", "kubelet", "log"} {
+	for _, d := range []string{"containerd", "kubelet", "log", "cni-bin", "cni-conf"} {
 		if err := os.MkdirAll(filepath.Join(g.Dir, "disk", d), 0o755); err != nil {
 			return err
 		}

@@ -3,7 +3,7 @@
 //	etool serve            answer on HTTP 8080, TCP echo 8081, UDP echo 8082, TCP sink 8083
 //	etool probe URL...     try every URL (http, tcp, udp, dns), one line of JSON each
 //	etool hold N ADDR      keep N TCP connections to an echo busy; HTTP 8090 tells of them
-//	etool push SECONDS ADDR    send to a sink as fast as it goes; print bits per second
+//	etool push SECONDS ADDR    send to a sink as fast as it goes; print bits per second, once its burst is over
 //	etool sleep
 package main
 
