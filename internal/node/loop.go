@@ -139,6 +139,8 @@ func (l *loop) take(s subnet.Snapshot) {
 	}
 	if changed := l.derive(l.taken); moved || !l.synced || changed {
 		l.reconcile("snapshot")
+	} else {
+		l.warn() // a lease may say something else of its pods' MTU
 	}
 }
 

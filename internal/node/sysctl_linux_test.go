@@ -86,8 +86,10 @@ func TestOtherMTUsAreTold(t *testing.T) {
 	r := start(t, store, nil)
 	r.ready()
 	r.inSync(1)
+	l.MTU = 1400 // which alone changes nothing in the kernel
+	put(t, store, l)
 	eventually(t, "told", func() error {
-		if text := strings.Join(r.status().Warnings, "\n"); !strings.Contains(text, "is 1450 here and 1350 on small") {
+		if text := strings.Join(r.status().Warnings, "\n"); !strings.Contains(text, "is 1450 here and 1400 on small") {
 			return fmt.Errorf("warnings: %s", text)
 		}
 		return nil
