@@ -93,7 +93,8 @@ func (f *Firewall) Ready() <-chan struct{} { return f.ready }
 // Ensure makes the kernel hold r. It returns what it changed, in words; nothing
 // if all was right. What cannot be done does not keep the rest from being done.
 func (f *Firewall) Ensure(r Rules) (did []string, err error) {
-	if r, err = r.normal(); err != nil {
+	r, bad, err := r.normal()
+	if err != nil {
 		return nil, err
 	}
 	f.mu.Lock()
@@ -103,6 +104,12 @@ func (f *Firewall) Ensure(r Rules) (did []string, err error) {
 	}
 	f.good = f.good && f.rules.equal(r)
 	f.rules, f.asked = r, true
+	did, err = f.settle()
+	return did, errors.Join(bad, err)
+}
+
+// settle changes what is wrong, and reads again, until nothing is.
+func (f *Firewall) settle() (did []string, err error) {
 	for range attempts {
 		steps, err := f.steps()
 		if err != nil {
@@ -123,7 +130,7 @@ func (f *Firewall) Ensure(r Rules) (did []string, err error) {
 			return did, err
 		}
 	}
-	return did, fmt.Errorf("firewall: the kernel holds something else after %d attempts: %q", attempts, did)
+	return did, fmt.Errorf("the kernel holds something else after %d attempts: %q", attempts, did)
 }
 
 // heard takes back what Ready has to say: all of it has been dealt with.

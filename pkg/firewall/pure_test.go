@@ -22,23 +22,27 @@ func TestParseMode(t *testing.T) {
 
 func TestNormal(t *testing.T) {
 	p := netip.MustParsePrefix
-	r, err := Rules{
+	r, bad, err := Rules{
 		Networks: []netip.Prefix{p("fd00::1/48"), p("10.244.7.0/24"), p("10.244.9.9/16"), p("10.244.0.0/16"), p("10.245.0.0/16")},
 		Port:     8472, Filter: true,
 		Peers: []netip.Addr{netip.MustParseAddr("fe80::1%eth0"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("::ffff:192.0.2.2")},
 	}.normal()
-	if err != nil {
-		t.Fatal(err)
+	if bad != nil || err != nil {
+		t.Fatal(bad, err)
 	}
 	if got, want := fmt.Sprint(r.Networks, r.Peers), "[10.244.0.0/16 10.245.0.0/16 fd00::/48] [192.0.2.2 fe80::1]"; got != want {
 		t.Errorf("it is %s, want %s", got, want)
 	}
-	for _, r := range []Rules{
-		{Networks: []netip.Prefix{{}}}, {Subnets: []netip.Prefix{p("::ffff:10.0.0.0/104")}},
-		{Peers: []netip.Addr{{}}}, {Peers: []netip.Addr{netip.IPv4Unspecified()}},
-	} {
-		if _, err := r.normal(); err == nil {
+	for _, r := range []Rules{{Networks: []netip.Prefix{{}}}, {Subnets: []netip.Prefix{p("::ffff:10.0.0.0/104")}}} {
+		if _, _, err := r.normal(); err == nil {
 			t.Errorf("%+v is taken, want an error", r)
+		}
+	}
+	good := netip.MustParseAddr("192.0.2.2")
+	for _, a := range []netip.Addr{{}, netip.IPv4Unspecified(), netip.MustParseAddr("ff02::1")} {
+		r, bad, err := Rules{Port: 8472, Filter: true, Peers: []netip.Addr{a, good}}.normal()
+		if bad == nil || err != nil || len(r.Peers) != 1 || r.Peers[0] != good {
+			t.Errorf("with peer %v it is %v, %v, %v, want the good one and a complaint", a, r.Peers, bad, err)
 		}
 	}
 }

@@ -48,28 +48,30 @@ func ParseMode(s string) (Mode, error) {
 const KubeProxyMark = 0x4000
 
 // normal returns r with every list sorted and free of repetitions, so that
-// equal wishes are equal values.
-func (r Rules) normal() (Rules, error) {
-	var errs []error
-	for _, list := range []*[]netip.Prefix{&r.Networks, &r.Subnets} {
-		var err error
-		*list, err = distinct(*list)
-		errs = append(errs, err)
+// equal wishes are equal values. Peers that cannot be are left out, and are bad:
+// one of them costs only itself.
+func (r Rules) normal() (out Rules, bad, err error) {
+	if r.Networks, err = distinct(r.Networks); err != nil {
+		return r, nil, err
 	}
-	peers := make([]netip.Addr, 0, len(r.Peers))
-	for _, p := range r.Peers {
-		if !p.IsValid() || p.IsUnspecified() {
-			errs = append(errs, fmt.Errorf("firewall: peer address %v", p))
-			continue
-		}
-		peers = append(peers, p.Unmap().WithZone(""))
+	if r.Subnets, err = distinct(r.Subnets); err != nil {
+		return r, nil, err
 	}
-	slices.SortFunc(peers, netip.Addr.Compare)
-	r.Peers = slices.Compact(peers)
 	if !r.Filter || r.Port == 0 {
 		r.Peers = nil
 	}
-	return r, errors.Join(errs...)
+	var errs []error
+	peers := make([]netip.Addr, 0, len(r.Peers))
+	for _, p := range r.Peers {
+		if p.IsValid() && !p.IsUnspecified() && !p.IsMulticast() {
+			peers = append(peers, p.Unmap().WithZone(""))
+		} else {
+			errs = append(errs, fmt.Errorf("peer address %v cannot be", p))
+		}
+	}
+	slices.SortFunc(peers, netip.Addr.Compare)
+	r.Peers = slices.Compact(peers)
+	return r, errors.Join(errs...), nil
 }
 
 // distinct returns the prefixes masked, sorted, and without those that lie
@@ -78,7 +80,7 @@ func distinct(list []netip.Prefix) ([]netip.Prefix, error) {
 	sorted := make([]netip.Prefix, 0, len(list))
 	for _, p := range list {
 		if !p.IsValid() || p.Addr().Is4In6() {
-			return nil, fmt.Errorf("firewall: prefix %v", p)
+			return nil, fmt.Errorf("prefix %v cannot be", p)
 		}
 		sorted = append(sorted, p.Masked())
 	}

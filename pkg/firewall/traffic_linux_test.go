@@ -163,6 +163,13 @@ func TestPeerFilter(t *testing.T) {
 			}
 		})
 		t.Run("loopback", func(t *testing.T) { got(t, addr("127.0.0.1"), addr("127.0.0.1")) })
+		t.Run("forwarded", func(t *testing.T) {
+			eachFamily(t, func(t *testing.T, p place) {
+				to := netip.AddrPortFrom(p.outside, r.Port)
+				serve(t, s.outside, to)
+				sees(t, s.peer, p.stranger, to, p.stranger)
+			})
+		})
 		t.Run("new peer", func(t *testing.T) {
 			r.Peers = append(r.Peers, addr("192.0.2.66"), addr("2001:db8::66"))
 			ensure(t, s.node, f, r)
