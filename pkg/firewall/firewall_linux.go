@@ -246,7 +246,7 @@ func (f *Firewall) legacySteps() (list []step, err error) {
 		case x != nil && !x.nft:
 			wants = x.wants(f.rules)
 		case f.rescues() && drops:
-			wants = f.rules.acceptOnly(l.family)
+			wants = f.rules.xaccept(l.family)
 		}
 		if len(wants) == 0 && !slices.ContainsFunc(xtableNames, func(name string) bool { return len(have[name].ours()) > 0 }) {
 			continue

@@ -77,6 +77,8 @@ func (t *nftTable) buildChain(c chain) nftChain {
 		out.base(nftables.ChainTypeFilter, nftables.ChainHookPrerouting, *nftables.ChainPriorityRaw)
 	case output:
 		out.base(nftables.ChainTypeFilter, nftables.ChainHookOutput, *nftables.ChainPriorityRaw)
+	case forward:
+		out.base(nftables.ChainTypeFilter, nftables.ChainHookForward, *nftables.ChainPriorityFilter)
 	case postrouting:
 		out.base(nftables.ChainTypeNAT, nftables.ChainHookPostrouting, natPriority)
 	}

@@ -258,7 +258,7 @@ func (n *nft) call(chain, ours *nftables.Chain, have *xchain, index int) {
 
 // acceptRules are the rules of our chain in FORWARD.
 func acceptRules(r Rules, f family, c *nftables.Chain) (rules []*nftables.Rule) {
-	for _, rule := range r.accept().rules {
+	for _, rule := range r.acceptOnly().accept().rules {
 		for _, s := range []struct {
 			set set
 			to  bool

@@ -222,15 +222,29 @@ func (r Rules) chains() (list []chain) {
 			chain{"output", output, []rule{
 				{port: r.Port, do: doNotrack, why: "an entry for each inner connection would follow"},
 			}})
+		if r.Filter {
+			list = append(list, chain{"forward", forward, append([]rule{{to: pods, do: doReturn}}, r.forged()...)})
+		}
 	}
 	return list
+}
+
+// forged drops what a pod sends to another node's VXLAN port: masqueraded it would
+// have this node's address, and so pass the filter there. It is looked at where
+// packets are forwarded, for a Service's rules may have made it what it is.
+func (r Rules) forged() []rule {
+	if r.Port == 0 || !r.Filter {
+		return nil
+	}
+	return []rule{{port: r.Port, from: pods, do: doDrop, why: "VXLAN of a pod's own making"}}
 }
 
 // accept is the chain that FORWARD calls, in iptables alone: an accept in a
 // table of our own would not overrule a drop in another one.
 func (r Rules) accept() chain {
-	return chain{"forward", forward, []rule{
-		{from: pods, do: doAccept, why: "from a pod"},
-		{to: pods, do: doAccept, why: "to a pod"},
-	}}
+	rules := append([]rule{{to: pods, do: doAccept, why: "to a pod"}}, r.forged()...)
+	return chain{"forward", forward, append(rules, rule{from: pods, do: doAccept, why: "from a pod"})}
 }
+
+// acceptOnly is what FORWARD needs where nftables does the rest.
+func (r Rules) acceptOnly() Rules { return Rules{Networks: r.Networks, Forward: r.Forward} }

@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"strings"
@@ -250,4 +251,48 @@ func conntrack(t *testing.T, ns *netlab.Namespace) string {
 	out, err := ns.Output("cat", "/proc/net/nf_conntrack")
 	must(t, err)
 	return out
+}
+
+// A pod's own UDP to another node's VXLAN port would arrive there with this node's
+// address, which is a peer's.
+func TestPodsMakeNoVXLAN(t *testing.T) {
+	each(t, func(t *testing.T, v variant) {
+		s := newSite(t)
+		f := open(t, s.node, v.mode)
+		r := testRules()
+		heard := listen(t, s.peer, netip.AddrPortFrom(netip.IPv6Unspecified(), r.Port))
+		first := func(t *testing.T, from netip.Addr, to ...netip.AddrPort) netip.Addr {
+			t.Helper()
+			c := listen(t, s.pod, netip.AddrPortFrom(from, 0))
+			for _, a := range to {
+				_, err := c.WriteToUDPAddrPort([]byte("forged"), a)
+				must(t, err)
+			}
+			must(t, heard.SetDeadline(time.Now().Add(5*time.Second)))
+			_, a, err := heard.ReadFromUDPAddrPort(make([]byte, 64))
+			must(t, err)
+			return a.Addr().Unmap()
+		}
+		eachFamily(t, func(t *testing.T, p place) {
+			serveOnce(t, s, p) // neighbours first
+			peer, peerPod := netip.AddrPortFrom(p.peer, r.Port), netip.AddrPortFrom(p.peerPod, r.Port)
+			service := netip.AddrPortFrom(p.outside, 4242)
+			family := map[bool]string{true: "ip", false: "ip6"}[p.pod.Is4()]
+			run(t, s.node, fmt.Sprintf("nft add table %s svc; nft add chain %[1]s svc c '{ type nat hook prerouting priority -100; }'; "+
+				"nft add rule %[1]s svc c %[1]s daddr %[2]s udp dport 4242 dnat to %[3]s", family, p.outside, peer))
+			open := r
+			open.Filter, open.Peers = false, nil
+			ensure(t, s.node, f, open)
+			for _, to := range []netip.AddrPort{peer, service} {
+				if from := first(t, p.pod, to); from != p.node {
+					t.Fatalf("without the filter %s hears %s, want the node: this test shows nothing", to, from)
+				}
+			}
+			ensure(t, s.node, f, r)
+			// Between pods the port is one like any other.
+			if from := first(t, p.pod, peer, service, peerPod); from != p.pod {
+				t.Errorf("the peer heard %s first, want the pod that sent to a pod", from)
+			}
+		})
+	})
 }

@@ -160,7 +160,7 @@ func (f *Firewall) readNFT(ctx context.Context) error {
 		if lost {
 			limit = time.Now().Add(drained)
 		}
-		if err := f.watch.sock.SetReadDeadline(limit); err != nil && !errors.Is(err, os.ErrClosed) {
+		if err := f.watch.sock.SetReadDeadline(limit); err != nil && !f.watch.closed.Load() {
 			return fmt.Errorf("read nftables notifications: %w", err)
 		}
 	}

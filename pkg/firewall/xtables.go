@@ -203,6 +203,7 @@ func (t xtable) ours() (names []string) {
 func (r Rules) xchains(f family) (wants []xwant) {
 	list := r.chains()
 	if r.Forward {
+		list = slices.DeleteFunc(list, func(c chain) bool { return c.hook == forward })
 		list = append(list, r.accept())
 	}
 	for _, c := range list {
@@ -226,12 +227,13 @@ func (r Rules) xchains(f family) (wants []xwant) {
 	return wants
 }
 
-// acceptOnly is what FORWARD needs where nftables does the rest.
-func (r Rules) acceptOnly(f family) []xwant {
+// xaccept puts what FORWARD needs, where nftables does the rest, into iptables'
+// terms.
+func (r Rules) xaccept(f family) []xwant {
 	if !r.Forward || len(r.members(pods, f)) == 0 {
 		return nil
 	}
-	return Rules{Networks: r.Networks, Forward: true}.xchains(f)
+	return r.acceptOnly().xchains(f)
 }
 
 // lines is a rule for iptables-restore: there are no sets, so one for each pair
