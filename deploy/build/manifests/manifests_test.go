@@ -17,6 +17,9 @@ import (
 	"helm.sh/helm/v4/pkg/chart/v2/lint"
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	"helm.sh/helm/v4/pkg/engine"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	"sigs.k8s.io/kustomize/api/resmap"
 	"sigs.k8s.io/yaml"
 )
@@ -120,6 +123,27 @@ func helm(t *testing.T, text string) (map[string]object, error) {
 		}
 	}
 	return byName(t, objects), nil
+}
+
+// TestAPIKnowsAllFields: the API's own types take every field. The server drops
+// those that it does not know, and what they were to do with them.
+func TestAPIKnowsAllFields(t *testing.T) {
+	for _, root := range roots {
+		for key, o := range kustomized(t, root) {
+			kinds := map[any]any{
+				"DaemonSet": &appsv1.DaemonSet{}, "ClusterRole": &rbacv1.ClusterRole{}, "ClusterRoleBinding": &rbacv1.ClusterRoleBinding{},
+				"ServiceAccount": &corev1.ServiceAccount{}, "ConfigMap": &corev1.ConfigMap{},
+			}
+			into := kinds[o["kind"]]
+			if into == nil {
+				t.Errorf("%s %s: a kind that this test does not know", root, key)
+				continue
+			}
+			if err := yaml.UnmarshalStrict([]byte(show(t, o)), into); err != nil {
+				t.Errorf("%s %s: %v", root, key, err)
+			}
+		}
+	}
 }
 
 // ways are those of installing that kustomize and Helm both have.
