@@ -65,8 +65,8 @@ func Cleanup(ctx context.Context, cfg Config, m subnet.Manager, tell func(string
 	return errors.Join(errs...)
 }
 
-// removeFiles removes our files from the run folder, and the folder if it is empty
-// then. The lock goes last.
+// removeFiles removes our files from the run folder, and if nothing else is in it the
+// lock and the folder too: the lock is how others know whose the folder is.
 func removeFiles(dir string) (did []string, err error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -76,18 +76,27 @@ func removeFiles(dir string) (did []string, err error) {
 		return nil, err
 	}
 	var errs []error
+	left := 0
 	for _, e := range entries {
-		if !ourFile(e.Name()) {
+		path := filepath.Join(dir, e.Name())
+		switch {
+		case e.Name() == lockName:
+			continue
+		case !ourFile(e.Name()):
+			left++
 			continue
 		}
-		path := filepath.Join(dir, e.Name())
 		if err := os.RemoveAll(path); err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		did = append(did, "removed "+path)
 	}
-	if os.Remove(dir) == nil {
+	if left > 0 || len(errs) > 0 {
+		return did, errors.Join(errs...)
+	}
+	errs = append(errs, os.RemoveAll(filepath.Join(dir, lockName)))
+	if os.Remove(dir) == nil { // it may be a mount point
 		did = append(did, "removed "+dir)
 	}
 	return did, errors.Join(errs...)
@@ -98,7 +107,7 @@ const turnsName = "attach.lock"
 
 func ourFile(name string) bool {
 	switch name {
-	case subnet.NodeFileName, refusedName, lockName, api.SocketName, turnsName:
+	case subnet.NodeFileName, refusedName, api.SocketName, turnsName:
 		return true
 	}
 	return strings.HasPrefix(name, "slots-") || strings.HasPrefix(name, "."+subnet.NodeFileName)
