@@ -66,12 +66,14 @@ bench: build need-root need-ip ## measure, beside the reference plugins
 	cd test && $(GOBUILD) -o ../bin/bench ./bench && $(GOBUILD) -o ../bin/plugins/ tool
 	bin/bench
 
-# About a minute a round on two cores.
-soak: need-root need-ip need-gcc ## run the tests of lease races, theft, expiry, compaction, wipes and partitions SOAK (20) times
+# About two minutes a round on two cores.
+soak: need-root need-ip need-gcc kube-apiserver ## run the tests of lease races, theft, expiry, compaction, wipes and partitions SOAK (20) times
 	CGO_ENABLED=1 go test -race -count $(SOAK) -run '^TestStoreConforms$$/(defect|heirs|outage|restart)' ./pkg/subnet/subnettest
 	CGO_ENABLED=1 go test -race -count $(SOAK) -run 'Emptied|ForeignRenewal|Release' ./internal/node
 	cd test && CGO_ENABLED=1 go test -race -count $(SOAK) -timeout 60m -run '^TestConformance/(defect|heirs|outage|restart)' ./etcd
 	cd test && CGO_ENABLED=1 go test -race -count $(SOAK) -timeout 60m -run 'Defect|Emptied|Wiped|Partition|Member|Login' ./etcd
+	cd test && CGO_ENABLED=1 go test -race -count $(SOAK) -timeout 90m \
+	  -run '^(TestConformance|TestOutages|TestManager)$$/(defect|outage|restart|lost|come_back|again|release|withdraw)' ./kube
 
 fuzz: ## run each fuzz test for FUZZTIME (10s)
 	@set -e; grep -rl --include='*_test.go' '^func Fuzz' cmd pkg internal | while read -r file; do \

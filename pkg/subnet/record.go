@@ -88,6 +88,22 @@ func EncodeRecord(l Lease) ([]byte, error) {
 	return json.Marshal(r)
 }
 
+// EncodeReservation writes the value of a record that keeps its subnets for who
+// has these addresses, as operators write it for flannel, and is nobody's peer.
+func EncodeReservation(vteps []VTEP) ([]byte, error) {
+	none := netip.IPv4Unspecified().String()
+	r := recordJSON{PublicIP: &none}
+	for _, v := range vteps {
+		address := v.Underlay.String()
+		if v.Underlay.Is4() {
+			r.PublicIP = &address
+		} else {
+			r.PublicIPv6 = &address
+		}
+	}
+	return json.Marshal(r)
+}
+
 // DecodeRecord reads a record's value, ours or flannel's. Unknown keys are
 // ignored, for flannel may grow some; the known ones must be of the right type
 // and make sense. The lease has everything but Subnets and what only the store

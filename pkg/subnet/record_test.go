@@ -174,6 +174,29 @@ func TestEncodeRecordErrors(t *testing.T) {
 	}
 }
 
+func TestReservation(t *testing.T) {
+	v4, v6 := VTEP{addr("192.0.2.7"), mac("0e:5d:60:c1:c5:2e"), 1}, VTEP{addr("2001:db8::7"), mac("0e:5d:60:c1:c5:2f"), 1}
+	for text, vteps := range map[string][]VTEP{
+		`{"PublicIP":"192.0.2.7","PublicIPv6":null}`:          {v4},
+		`{"PublicIP":"192.0.2.7","PublicIPv6":"2001:db8::7"}`: {v4, v6},
+		`{"PublicIP":"0.0.0.0","PublicIPv6":"2001:db8::7"}`:   {v6},
+		`{"PublicIP":"0.0.0.0","PublicIPv6":null}`:            nil,
+	} {
+		data, err := EncodeReservation(vteps)
+		if err != nil || string(data) != text {
+			t.Errorf("written as %s, %v\nwant       %s", data, err, text)
+		}
+		l, err := DecodeRecord(data)
+		l.Subnets = prefixes("10.244.7.0/24")
+		if err != nil || l.Node != "" || mustConfig(t, text4).Check(l) == nil {
+			t.Errorf("%s: read as %+v, %v; want nobody's peer", text, l, err)
+		}
+		if back := (Request{Node: "node-1", VTEPs: vteps}); back.Inherits(l) != (len(vteps) > 0) {
+			t.Errorf("%s: the node at this address inherits: %v", text, back.Inherits(l))
+		}
+	}
+}
+
 func TestParseRecord(t *testing.T) {
 	want := Lease{Subnets: prefixes("10.5.52.0/24"), Backend: "vxlan", VTEPs: []VTEP{{addr("192.0.2.7"), mac("0e:5d:60:c1:c5:2e"), 1}}}
 	if r := ParseRecord("10.5.52.0-24", []byte(flannelRecord)); r.Key != "10.5.52.0-24" || r.Err != nil || !reflect.DeepEqual(r.Lease, want) {

@@ -77,13 +77,17 @@ func TestRoleLimitedToThePrefix(t *testing.T) {
 	m1, m2 := s.manager(t, login), s.manager(t, login)
 	one := acquire(t, m1, request("node-1"))
 	acquire(t, m2, request("node-2"))
+	acquire(t, s.manager(t, login), request("node-3"))
 	r := run(t, m1)
-	r.wait(t, "node-2", peers(one, "node-2"))
+	r.wait(t, "node-2 and node-3", peers(one, "node-2", "node-3"))
 	changes(t, m1, r)
-	if ends, err := m1.Expiries(within(t)); err != nil || len(ends) != 2 {
-		t.Errorf("ends of leases %v, %v; want two", ends, err)
+	if ends, err := m1.Expiries(within(t)); err != nil || len(ends) != 3 {
+		t.Errorf("ends of leases %v, %v; want three", ends, err)
 	}
 	if err := m1.Release(within(t), "node-2", 0); err != nil {
+		t.Error(err)
+	}
+	if err := s.manager(t, login).Withdraw(within(t), "node-3"); err != nil {
 		t.Error(err)
 	}
 	asked := count.all()

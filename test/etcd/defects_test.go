@@ -106,13 +106,26 @@ func TestDefect12DeadLeasesFreeUp(t *testing.T) {
 	t.Parallel() // waits for the end of leases
 	const dead = 200
 	s := newStore(t, `{"Network":"10.244.0.0/16","SubnetMin":"10.244.1.0","SubnetMax":"10.244.200.0"}`)
-	for i := range dead {
-		m := s.manager(t, func(o *etcd.Options) { o.LeaseTTL = etcd.MinLeaseTTL })
-		want := request("dead")
-		want.Node = fmt.Sprintf("dead-%d", i)
-		want.VTEPs = []subnet.VTEP{{Underlay: netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), MAC: subnet.VTEPMAC(want.Node, true), VNI: 1}}
-		acquire(t, m, want)
+	// All but the last at once, for the first would end while the others are
+	// acquired on a busy machine.
+	id := s.grant(t, etcd.MinLeaseTTL)
+	for half := range 2 {
+		var ops []clientv3.Op
+		for i := half * dead / 2; i < min((half+1)*dead/2, dead-1); i++ { // etcd takes 128 in one
+			node := fmt.Sprintf("dead-%d", i)
+			value, err := subnet.EncodeRecord(subnet.Lease{Node: node, Backend: "vxlan", MTU: 1450, VTEPs: []subnet.VTEP{{
+				Underlay: netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), MAC: subnet.VTEPMAC(node, true), VNI: 1,
+			}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ops = append(ops, clientv3.OpPut(fmt.Sprintf("%s10.244.%d.0-24", subnets, i+1), string(value), clientv3.WithLease(id)))
+		}
+		if _, err := s.client.Txn(within(t)).Then(ops...).Commit(); err != nil {
+			t.Fatal(err)
+		}
 	}
+	acquire(t, s.manager(t, func(o *etcd.Options) { o.LeaseTTL = etcd.MinLeaseTTL }), request("dead"))
 	m := s.manager(t, nil)
 	began := time.Now()
 	for first := true; ; first = false {

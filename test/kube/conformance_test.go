@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/kube"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/subnettest"
 	"github.com/vxlan-cni/vxlan-cni/test/apitest"
 )
@@ -62,6 +63,10 @@ func (j *joining) Acquire(ctx context.Context, want subnet.Request) (subnet.Leas
 		}
 	}
 	return j.Manager.Acquire(ctx, want)
+}
+
+func (j *joining) Withdraw(ctx context.Context, node string) error {
+	return j.Manager.(*kube.Manager).Withdraw(ctx, node)
 }
 
 // join registers a Node and assigns its subnets, unless that was done.

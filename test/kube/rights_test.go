@@ -47,11 +47,15 @@ func testRights(t *testing.T, c *cluster) {
 	c.tainted(t, "us", "10.244.1.0/24")
 	m := c.manager(t, func(o *kube.Options) { o.Kubeconfig, o.StartupTaint = file, taint })
 	acquire(t, m, request("us", 1))
-	p, _ := run(t, m)
+	p, stop := run(t, m)
 	p.waitFor(t, "the own lease", peers())
 	eventually(t, "announced", func() bool { return m.Announce(t.Context(), true) == nil })
 	if s, _ := networkCondition(c.get(t, "us")); s != "False" {
 		t.Errorf("condition %q", s)
+	}
+	stop()
+	if err := m.Withdraw(t.Context(), "us"); err != nil {
+		t.Error(err)
 	}
 
 	// Without rights Acquire waits: they may come.

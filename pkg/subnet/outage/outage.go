@@ -4,6 +4,7 @@ package outage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -98,6 +99,23 @@ func (r *Reporter) Retry(ctx context.Context, try func(context.Context) error) e
 			return ctx.Err()
 		}
 	}
+}
+
+// RetryAndTell is Retry for those who read the error and no log: at the end of
+// ctx it says also what was waited for.
+func (r *Reporter) RetryAndTell(ctx context.Context, try func(context.Context) error) error {
+	var last *Wait
+	err := r.Retry(ctx, func(ctx context.Context) error {
+		err := try(ctx)
+		if wait, ok := errors.AsType[*Wait](err); ok {
+			last = wait
+		}
+		return err
+	})
+	if err != nil && ctx.Err() != nil && last != nil {
+		return fmt.Errorf("%w: %w", err, last)
+	}
+	return err
 }
 
 // Pause is how long to wait after n failures in a row before this one: a random

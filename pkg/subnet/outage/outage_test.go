@@ -84,6 +84,15 @@ func TestRetryEndsForGood(t *testing.T) {
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("at the end of ctx: %v, want %v", err, context.DeadlineExceeded)
 		}
+		ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		err = r.RetryAndTell(ctx, func(context.Context) error { return away() })
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "store not reachable: refused") {
+			t.Errorf("at the end of ctx: %v, want %v and for what", err, context.DeadlineExceeded)
+		}
+		if err := r.RetryAndTell(t.Context(), func(context.Context) error { return final }); !errors.Is(err, final) {
+			t.Errorf("%v, want %v", err, final)
+		}
 	})
 }
 

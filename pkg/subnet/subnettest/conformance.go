@@ -65,6 +65,7 @@ func Conformance(t *testing.T, new func(t *testing.T, cfg subnet.Config) Fixture
 		{"newest snapshot wins", config4, testNewest},
 		{"run before acquire", config4, testRunFirst},
 		{"end of the context", config4, testContextEnd},
+		{"withdrawn", config4, testWithdrawn},
 		{"hostile records", config4, testHostile},
 		{"foreign lease is never overwritten, defect 9", config4of3, testForeign},
 		{"lease of flannel on this node", config4, testInherited},
@@ -362,6 +363,32 @@ func testContextEnd(t *testing.T, f Fixture) {
 	r.end(t)
 	two := acquire(t, m2, request(2))
 	run(t, m2).wait(t, "the lease of the node that stopped", sees(two, one))
+}
+
+// testWithdrawn: a node that leaves for good is nobody's peer, whoever asks, and
+// may come back.
+func testWithdrawn(t *testing.T, f Fixture) {
+	m1, m2 := f.Manager(t), f.Manager(t)
+	w, ok := f.Manager(t).(interface {
+		Withdraw(ctx context.Context, node string) error
+	})
+	if !ok {
+		t.Skip("cannot withdraw")
+	}
+	one, two := acquire(t, m1, request(1)), acquire(t, m2, request(2))
+	r := run(t, m2)
+	r.wait(t, "both leases", sees(two, one))
+	ctx, cancel := context.WithTimeout(t.Context(), patience(t))
+	defer cancel()
+	for _, node := range []string{"node-1", "node-1", "nobody"} { // twice, and the absent, succeed
+		if err := w.Withdraw(ctx, node); err != nil {
+			t.Fatalf("withdraw %s: %v", node, err)
+		}
+	}
+	r.wait(t, "node-2's lease alone", sees(two))
+	back := request(1)
+	back.Want = one.Subnets
+	r.wait(t, "node-1, which came back", sees(two, acquire(t, f.Manager(t), back)))
 }
 
 // record is a record's value as a node writes it, for hostile variations.

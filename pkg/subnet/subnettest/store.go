@@ -221,6 +221,18 @@ func (m *manager) Acquire(ctx context.Context, want subnet.Request) (lease subne
 	return lease, nil
 }
 
+// Withdraw takes a node's records out of the store.
+func (m *manager) Withdraw(ctx context.Context, node string) error {
+	return m.store.reach(ctx, func() error {
+		for _, r := range m.store.records() {
+			if r.Err == nil && node != "" && r.Lease.Node == node {
+				m.store.delete(r.Key)
+			}
+		}
+		return nil
+	})
+}
+
 // acquire wants store.mu held.
 func (m *manager) acquire(want subnet.Request) (subnet.Lease, error) {
 	lease, err := m.store.acquire(want)
