@@ -100,6 +100,14 @@ type store interface {
 	Close() error
 }
 
+// What the node asks of its Manager beside the contract is found out at run time: a
+// store that lacked it would be left out in silence.
+var (
+	_ node.Announcer  = (*kube.Manager)(nil)
+	_ node.Withdrawer = (*kube.Manager)(nil)
+	_ node.Withdrawer = (*etcd.Manager)(nil)
+)
+
 // store makes the Manager that the flags ask for. Errors name the flag.
 func (o *options) store(log *slog.Logger) (store, error) {
 	if o.onKube {
