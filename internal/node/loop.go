@@ -53,6 +53,7 @@ type loop struct {
 	ready    func()               // called once, when the first reconcile is complete
 	guard    func() error         // says that the run folder is not ours any more
 	relet    func(subnet.Request) // has the lease updated
+	moved    func()               // has the store's connections made anew
 	fatal    error                // ends the loop
 
 	snapshot subnet.Snapshot

@@ -151,7 +151,7 @@ func (n *node) newLoop(network subnet.Config) (*loop, error) {
 	}
 	l := &loop{
 		cfg: n.cfg, network: network, underlay: u, mtu: mtu, log: n.log, journal: &n.journal,
-		monitor: monitor, firewall: rules, filter: filter, ready: n.announce, guard: n.folder.check, relet: n.relet, bridgeMAC: n.bridgeMAC(),
+		monitor: monitor, firewall: rules, filter: filter, ready: n.announce, guard: n.folder.check, relet: n.relet, moved: n.moved, bridgeMAC: n.bridgeMAC(),
 		retained: retention{grace: n.cfg.Grace}, answered: map[string]uint64{},
 		repairs: rate.NewLimiter(repairRate, repairBurst),
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
@@ -67,6 +68,17 @@ func podMTU(network subnet.Config, u vxlan.Underlay, bound int) (int, error) {
 	return mtu, nil
 }
 
+// A Reconnecter is a Manager whose connections to the store may hang on an address
+// that the node has no more: they would be waited for until a time-out.
+type Reconnecter interface{ Reconnect() }
+
+// moved has the store's connections made anew.
+func (n *node) moved() {
+	if r, ok := n.manager.(Reconnecter); ok {
+		r.Reconnect()
+	}
+}
+
 // request is what the store is to lease: endpoints at the underlay's ends.
 func (l *loop) request() subnet.Request {
 	want := subnet.Request{Node: l.cfg.Node, MTU: l.mtu}
@@ -111,6 +123,9 @@ func (l *loop) find() error {
 	if !u.Equal(l.underlay) || mtu != l.mtu {
 		l.log.Info("underlay has changed", "interface", u.Interface, "addresses", addrsOf(u), "mtu", u.MTU, "reason", u.Reason)
 		l.journal.event("underlay", fmt.Sprintf("is %v on %s, mtu %d (%s)", addrsOf(u), u.Interface, u.MTU, u.Reason))
+		if !slices.Equal(u.Ends, l.underlay.Ends) {
+			l.moved()
+		}
 		l.underlay, l.mtu = u, mtu
 		if err := l.configure(); err != nil {
 			l.log.Error("underlay cannot be used", "error", err)

@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"errors"
+	"net"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -192,6 +193,9 @@ func (m *Manager) clientConfig(life context.Context) clientv3.Config {
 		DialOptions: []grpc.DialOption{
 			grpc.WithConnectParams(grpc.ConnectParams{Backoff: pause, MinConnectTimeout: callTimeout}),
 			grpc.WithChainUnaryInterceptor(failFast),
+			grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+				return m.dialer.DialContext(ctx, "tcp", address)
+			}),
 		},
 	}
 }

@@ -27,6 +27,7 @@ const (
 type Manager struct {
 	opts   Options
 	tls    *tls.Config
+	dialer outage.Dialer
 	outage *outage.Reporter
 
 	// acquiring has room for one token: who holds it may write the record, and
@@ -90,6 +91,10 @@ func (m *Manager) Close() error {
 	}
 	return err
 }
+
+// Reconnect ends the connections to etcd, which hang on an address that the node may
+// have lost. Requests under way are made again.
+func (m *Manager) Reconnect() { m.dialer.Cut() }
 
 // Config reads the network's configuration. While etcd cannot be reached or
 // holds none it waits, until ctx ends. One that makes no sense is an error at

@@ -22,6 +22,7 @@ type Manager struct {
 	opts   Options
 	client *client
 	notes  annotations
+	dialer *outage.Dialer
 	outage *outage.Reporter
 	news   chan struct{} // has room for one: held or announced has changed
 
@@ -55,7 +56,8 @@ func New(o Options) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	rest, params, err := o.connect()
+	dialer := &outage.Dialer{}
+	rest, params, err := o.connect(dialer)
 	if err != nil {
 		return nil, err
 	}
@@ -64,6 +66,7 @@ func New(o Options) (*Manager, error) {
 		opts:      o,
 		client:    &client{rest: rest, params: params, notes: notes},
 		notes:     notes,
+		dialer:    dialer,
 		outage:    outage.NewReporter(o.Log),
 		news:      make(chan struct{}, 1),
 		acquiring: make(chan struct{}, 1),
@@ -76,6 +79,10 @@ func (m *Manager) Close() error {
 	m.client.rest.Client.CloseIdleConnections()
 	return nil
 }
+
+// Reconnect ends the connections to the API server, which hang on an address that the
+// node may have lost. Requests under way are made again.
+func (m *Manager) Reconnect() { m.dialer.Cut() }
 
 // Config reads the network's configuration from its file. While that is not
 // there it waits, until ctx ends. One that makes no sense is an error at once,

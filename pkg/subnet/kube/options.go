@@ -12,6 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/outage"
 )
 
 const (
@@ -94,7 +96,7 @@ func fullPrefix(p string) (string, error) {
 }
 
 // connect makes a client for Nodes. It does not talk to the server.
-func (o Options) connect() (*rest.RESTClient, runtime.ParameterCodec, error) {
+func (o Options) connect(d *outage.Dialer) (*rest.RESTClient, runtime.ParameterCodec, error) {
 	var c *rest.Config
 	var err error
 	if o.Kubeconfig == "" && o.APIURL == "" {
@@ -113,6 +115,7 @@ func (o Options) connect() (*rest.RESTClient, runtime.ParameterCodec, error) {
 	c.AcceptContentTypes = runtime.ContentTypeJSON // the fields that node leaves out are never built
 	c.WarningHandler = rest.NoWarnings{}
 	c.UserAgent = "overlayd"
+	c.Dial = d.DialContext
 	c.Timeout = 0 // would end watches; requests have their own
 	client, err := rest.RESTClientFor(c)
 	if err != nil {
