@@ -26,6 +26,11 @@ type Device struct {
 	// State, which finds them, tells them with a value that nobody wants;
 	// Apply deletes them before it sets them.
 	obscured map[any]bool
+
+	// IPv6 subnets that plain routes lead to. The kernel refuses a route through
+	// the tunnel in the place of one of these, by which it would reach the
+	// gateway: Apply deletes the plain one first.
+	plain6 map[netip.Prefix]bool
 }
 
 // Open returns the device that cfg describes, which need not exist yet: Ensure
@@ -38,7 +43,7 @@ func Open(cfg Config) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Device{conn: conn, cfg: cfg, obscured: map[any]bool{}}, nil
+	return &Device{conn: conn, cfg: cfg, obscured: map[any]bool{}, plain6: map[netip.Prefix]bool{}}, nil
 }
 
 // Close closes the socket. The device and its tables stay.
@@ -96,6 +101,9 @@ func (d *Device) Ensure() ([]string, error) {
 		if err := d.send(localRequest(have.Index, d.cfg.Local)); err == nil {
 			did = append(did, fmt.Sprintf("set local %s (was %s)", d.cfg.Local, have.local))
 			have.local = d.cfg.Local
+			if err := d.renewFDB(have.Link); err != nil {
+				return did, err
+			}
 		}
 	}
 	if found && !have.sameTunnel(d.cfg) {
@@ -236,11 +244,30 @@ func (d *Device) rival() (rival linkInfo, found bool) {
 func (d *Device) State() (State, error) {
 	s := Empty()
 	clear(d.obscured)
+	clear(d.plain6)
 	err := d.readRoutes(s.Routes)
 	if d.cfg.Name != "" {
 		err = errors.Join(d.readFDB(s.FDB), d.readNeighs(s), err)
 	}
 	return s, err
+}
+
+// renewFDB makes every FDB entry anew. The kernel keeps with each the route and the
+// source address of the packets that it leads, and goes on with an old address that
+// the node still has.
+func (d *Device) renewFDB(l Link) error {
+	d.link = l
+	fdb := map[MAC]netip.Addr{}
+	if err := d.readFDB(fdb); err != nil {
+		return err
+	}
+	var ops []Op
+	for mac, to := range fdb {
+		if to.IsValid() { // else Reconcile sets it anew
+			ops = append(ops, Op{Del: true, Entry: FDB{mac, to}}, Op{Entry: FDB{mac, to}})
+		}
+	}
+	return d.Apply(ops)
 }
 
 // Apply carries out changes in one batch.
@@ -253,6 +280,9 @@ func (d *Device) Apply(ops []Op) error {
 	for i, o := range ops {
 		if !o.Del && d.obscured[key(o.Entry)] {
 			add(i, Op{Del: true, Entry: o.Entry})
+		}
+		if e, ok := o.Entry.(Subnet); ok && !o.Del && !e.Route.Direct && d.plain6[e.Dst] {
+			add(i, Op{Del: true, Entry: Subnet{e.Dst, Route{Direct: true}}})
 		}
 		add(i, o)
 	}
@@ -391,6 +421,9 @@ func (d *Device) readRoutes(routes map[netip.Prefix]Route) error {
 				continue
 			}
 			routes[dst] = f.Route
+			if f.Direct && dst.Addr().Is6() {
+				d.plain6[dst] = true
+			}
 			if !f.first {
 				// Somebody's route for the same subnet stands in front.
 				routes[dst] = Route{}

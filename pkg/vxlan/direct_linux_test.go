@@ -94,6 +94,23 @@ func TestTwoDevicesKeepToTheirs(t *testing.T) {
 	}
 }
 
+// The kernel takes no onlink route over a device while another one leads to its
+// gateway: the plain route of an IPv6 subnet has to go first.
+func TestDirectRoutesOfIPv6BecomeTunnelled(t *testing.T) {
+	ns := withUnderlay(t)
+	c := testConfig()
+	c.Local, c.MTU = addr("2001:db8::250"), 1430
+	d := openIn(t, ns, c)
+	ensure(t, d)
+	for _, direct := range []bool{true, false, true, false} {
+		want := Desired([]Peer{{prefix("fd00:0:0:1::/64"), addr("fd00:0:0:1::"), MAC{0x0e, 6, 0, 0, 0, 1}, addr("2001:db8::1"), direct}})
+		reconcile(t, d, want)
+		if s, err := d.State(); err != nil || text(s) != text(want) {
+			t.Errorf("direct %t: kernel holds\n%s\n%v; want\n%s", direct, text(s), err, text(want))
+		}
+	}
+}
+
 func TestOnLink(t *testing.T) {
 	unicast := func(dst, via string, index int, metric uint32) route {
 		r := route{dst: prefix(dst), index: index, metric: metric, kind: unix.RTN_UNICAST}
