@@ -31,6 +31,7 @@ type Options struct {
 	MTU      int      // bytes, of the underlay; 0: 1500
 	Daemon   string   // the overlayd binary
 	Flags    []string // of overlayd on every node, after those that the lab sets
+	Env      []string // of overlayd, besides this process's
 	AnyIface bool     // overlayd is not told to use eth0, and has to choose
 	Keep     bool     // the lab may outlive its owner
 }
@@ -98,7 +99,7 @@ func New(o Options) (_ *Lab, err error) {
 // StoreAddr is where the nodes reach the store: the near segment's router, by
 // IPv4 if the underlay has it.
 func (l *Lab) StoreAddr() netip.AddrPort {
-	return netip.AddrPortFrom(Near.Addr(l.families()[0], router), StorePort)
+	return netip.AddrPortFrom(Near.Router(l.families()[0]), StorePort)
 }
 
 // StoreURL is StoreAddr as overlayd takes it.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -41,6 +42,7 @@ func (n *Node) Start(flags ...string) error {
 	}
 	n.flags = flags
 	cmd := n.Command(n.lab.opts.Daemon, n.Args(flags...)...)
+	cmd.Env = append(os.Environ(), n.lab.opts.Env...)
 	p, err := start("overlayd "+n.Name, cmd, n.Log)
 	if err != nil {
 		return err

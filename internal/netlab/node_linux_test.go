@@ -150,3 +150,15 @@ func TestProcessOfAnotherTimeIsLeftAlone(t *testing.T) {
 		t.Error("this test is not alive")
 	}
 }
+
+// A lab is not to be blamed for what is left of one whose name begins like its own.
+func TestLongerNamesAreOthers(t *testing.T) {
+	for text, want := range map[string]bool{
+		"/tmp/ovl-1-a/run": true, "--net=/run/netns/ovl-1-a-n1": true, "ovl-1-a": true, "x\x00ovl-1-ab/ ovl-1-a/run": true,
+		"/tmp/ovl-1-ab/run": false, "/tmp/ovl-1-a1": false, "": false, "ovl-1-": false,
+	} {
+		if got := names(text, "ovl-1-a"); got != want {
+			t.Errorf("%q: %t, want %t", text, got, want)
+		}
+	}
+}

@@ -185,6 +185,21 @@ func Tail(path string, lines int) string {
 	return path + ":\n  " + strings.Join(all[max(0, len(all)-lines):], "\n  ")
 }
 
+// names reports whether text has what in it and not only a longer name that
+// begins so.
+func names(text, what string) bool {
+	for {
+		_, rest, found := strings.Cut(text, what)
+		if !found {
+			return false
+		}
+		if rest == "" || !strings.Contains("abcdefghijklmnopqrstuvwxyz0123456789", rest[:1]) {
+			return true
+		}
+		text = rest
+	}
+}
+
 // processesNaming lists the processes, other than the caller, whose command
 // line or environment names what.
 func processesNaming(what string) []string {
@@ -200,7 +215,7 @@ func processesNaming(what string) []string {
 		}
 		for _, f := range []string{"cmdline", "environ"} {
 			b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, f))
-			if strings.Contains(string(b), what) {
+			if names(string(b), what) {
 				line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 				words := slices.DeleteFunc(strings.Split(string(line), "\x00"), func(s string) bool { return s == "" })
 				found = append(found, fmt.Sprintf("process %d: %s", pid, strings.Join(words, " ")))

@@ -65,9 +65,12 @@ func addressLine(verb string, a netip.Addr, link string) string {
 	return fmt.Sprintf("address %s %s/64 dev %s nodad", verb, a, link)
 }
 
-// defaultLine is the ip command for the default route by a router's address. It is
+// Router is the address of the segment's router.
+func (s Segment) Router(is4 bool) netip.Addr { return s.Addr(is4, router) }
+
+// DefaultRoute is the ip command for the default route by a router's address. It is
 // of the family of that address.
-func defaultLine(via netip.Addr, link string) string {
+func DefaultRoute(via netip.Addr, link string) string {
 	dst := "0.0.0.0/0"
 	if !via.Is4() {
 		dst = "::/0"
@@ -82,7 +85,7 @@ func (l *Lab) makeSegment(s Segment) error {
 		fmt.Sprintf("link set %s mtu %d up", s.bridge, l.opts.MTU),
 	}
 	for _, is4 := range l.families() {
-		lines = append(lines, addressLine("add", s.Addr(is4, router), s.bridge))
+		lines = append(lines, addressLine("add", s.Router(is4), s.bridge))
 	}
 	return l.Underlay.IP(lines...)
 }
@@ -119,7 +122,7 @@ func (l *Lab) plug(n *Namespace, port, link string, s Segment, number int) ([]ne
 func (l *Lab) settled(n *Namespace, s Segment) error {
 	return Eventually(5*time.Second, func() error {
 		for _, is4 := range l.families() {
-			p := Pings{To: s.Addr(is4, router), Timeout: 50 * time.Millisecond}
+			p := Pings{To: s.Router(is4), Timeout: 50 * time.Millisecond}
 			if r, err := Ping(context.Background(), n, p); err != nil || r.Lost() > 0 {
 				return fmt.Errorf("new link of %s: %v: %w", n.Name, r, err)
 			}
@@ -205,7 +208,7 @@ func (l *Lab) NewNeighbour(number int) (*Host, error) {
 
 func (l *Lab) defaultLines(s Segment, link string) (lines []string) {
 	for _, is4 := range l.families() {
-		lines = append(lines, defaultLine(s.Addr(is4, router), link))
+		lines = append(lines, DefaultRoute(s.Router(is4), link))
 	}
 	return lines
 }
@@ -273,7 +276,7 @@ func (n *Node) SetAddress(is4 bool, number int) error {
 	err := n.IP(
 		strings.TrimSuffix(addressLine("del", *old, "eth0"), " nodad"),
 		addressLine("add", next, "eth0"),
-		defaultLine(n.Segment.Addr(is4, router), "eth0"),
+		DefaultRoute(n.Segment.Router(is4), "eth0"),
 	)
 	*old = next
 	return err

