@@ -162,8 +162,8 @@ type Released struct {
 // VTEP is a tunnel endpoint.
 type VTEP struct {
 	Underlay netip.Addr `json:"underlay"`
-	MAC      string     `json:"mac"`
-	VNI      uint32     `json:"vni"`
+	MAC      string     `json:"mac,omitempty"` // none with host-gw
+	VNI      uint32     `json:"vni,omitempty"`
 }
 
 // Peer is another node as this node's kernel holds it.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -96,6 +97,8 @@ func (c Config) Check() error {
 		return &FlagError{"public-ipv6", c.Public6.String(), "none beside an IPv6 --public-ip"}
 	case c.CanReach.IsValid() && !reachable(c.CanReach):
 		return &FlagError{"iface-can-reach", c.CanReach.String(), "a unicast address outside this node"}
+	case slices.Contains(c.Ifaces, ""):
+		return &FlagError{"iface", "", "the name or an address of an interface"}
 	case len(c.IfaceRegexes) > 0 && len(c.Ifaces) > 0:
 		return &FlagError{"iface-regex", c.IfaceRegexes[0].String(), "none beside --iface"}
 	case c.CanReach.IsValid() && len(c.Ifaces)+len(c.IfaceRegexes) > 0:

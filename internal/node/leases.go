@@ -81,7 +81,11 @@ func leaseView(l subnet.Lease, own bool) api.Lease {
 		Reserved: l.Reserved, Since: l.Since, Expiry: l.Expiry, Revision: l.Revision,
 	}
 	for _, t := range l.VTEPs {
-		v.VTEPs = append(v.VTEPs, api.VTEP{Underlay: t.Underlay, MAC: t.MAC.String(), VNI: t.VNI})
+		end := api.VTEP{Underlay: t.Underlay, VNI: t.VNI}
+		if t.MAC != (subnet.MAC{}) { // a gateway has none
+			end.MAC = t.MAC.String()
+		}
+		v.VTEPs = append(v.VTEPs, end)
 	}
 	return v
 }

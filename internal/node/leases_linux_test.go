@@ -318,3 +318,34 @@ func TestLeasesTellIgnoredRecordsAndExpiry(t *testing.T) {
 		}
 	}
 }
+
+// The store cannot know what a node's links look like; the node does. What leads to
+// itself, or to all of a link, is no peer.
+func TestAddressesThatNoPeerHas(t *testing.T) {
+	underlay(t)
+	ip(t, "ip addr add 198.51.100.9/24 dev eth0")
+	store := subnettest.NewStore(network(t))
+	for i, addr := range []string{"192.0.2.255", "192.0.2.0", "198.51.100.9", "192.0.2.77"} {
+		put(t, store, lease(fmt.Sprint("n", i), fmt.Sprintf("10.244.%d.0/24", 70+i), addr, byte(70+i)))
+	}
+	r := start(t, store, nil)
+	r.ready()
+	eventually(t, "the one peer", func() error {
+		if got := tables(t); !strings.Contains(got, "10.244.73.0/24") || strings.Count(got, "\n") != 3 {
+			return fmt.Errorf("tables:\n%s", got)
+		}
+		return nil
+	})
+	s := r.status()
+	if s.Peers.Total != 4 || s.Peers.InSync != 1 {
+		t.Errorf("peers %+v", s.Peers)
+	}
+	for _, want := range []string{
+		"lease of n0 leads to 192.0.2.255, which is a link's broadcast address", "lease of n1 leads to 192.0.2.0, which is a link's network address",
+		"lease of n2 leads to 198.51.100.9, which is this node's own",
+	} {
+		if n := strings.Count(r.log.String(), want); n != 1 || !strings.Contains(fmt.Sprint(s.Warnings), want) {
+			t.Errorf("%q is told %d times, warnings %q", want, n, s.Warnings)
+		}
+	}
+}

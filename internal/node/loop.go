@@ -46,6 +46,8 @@ type loop struct {
 	log      *slog.Logger
 	journal  *journal
 
+	unreachable map[netip.Addr]string // addresses that no peer can have, and why
+
 	overlays []*overlay // one per underlay family, IPv4 first
 	monitor  *vxlan.Monitor
 	firewall *firewall.Firewall
@@ -315,6 +317,8 @@ func (l *loop) reconcile(why string) {
 	if err == nil {
 		ops, err = l.reconcileOverlays()
 	}
+	refused := vxlan.Refused(err)
+	ops = slices.DeleteFunc(ops, func(o vxlan.Op) bool { return slices.Contains(refused, o) })
 	err = errors.Join(err, beside)
 	l.kernel.Reconciles++
 	l.kernel.Last = time.Now()

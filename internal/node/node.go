@@ -157,6 +157,7 @@ func (n *node) newLoop(network subnet.Config) (*loop, error) {
 	}
 	l.clock.set(follow, time.Now()) // what has changed while the store was waited for
 	l.watchUnderlay()
+	l.findUnreachable()
 	return l, l.configure()
 }
 

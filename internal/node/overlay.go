@@ -116,6 +116,9 @@ func (l *loop) sortPeers(leases []subnet.Lease) map[bool][]vxlan.Peer {
 		own = append(own, e.Local.Is4())
 	}
 	peers := peersOf(leases, own)
+	for is4, list := range peers {
+		peers[is4] = slices.DeleteFunc(list, func(p vxlan.Peer) bool { return l.unreachable[p.Underlay] != "" })
+	}
 	if !l.network.Backend.DirectRouting && l.tunnels() {
 		return peers
 	}
@@ -123,6 +126,29 @@ func (l *loop) sortPeers(leases []subnet.Lease) map[bool][]vxlan.Peer {
 		l.direct(o, peers[o.is4()])
 	}
 	return peers
+}
+
+// findUnreachable looks which addresses no peer can have. What the store says of a
+// peer is not believed where this node knows better.
+func (l *loop) findUnreachable() {
+	bad, err := vxlan.Unreachable()
+	if err != nil {
+		l.log.Error("addresses that no peer can have are not known", "error", err)
+		return
+	}
+	l.unreachable = bad
+}
+
+// strangers names the leases that lead nowhere.
+func (l *loop) strangers() (all []string) {
+	for _, lease := range l.leases {
+		for _, v := range lease.VTEPs {
+			if why := l.unreachable[v.Underlay]; why != "" {
+				all = append(all, fmt.Sprintf("lease of %s leads to %s, which %s: it is not reached", nodeName(lease), v.Underlay, why))
+			}
+		}
+	}
+	return all
 }
 
 // direct marks the peers that plain routes reach, by what the routing table says
@@ -242,13 +268,15 @@ func peersOf(leases []subnet.Lease, own []bool) map[bool][]vxlan.Peer {
 	return peers
 }
 
-// whyNot says why a subnet behind l is not reached; "" if it is.
-func whyNot(l subnet.Lease, s netip.Prefix, own []bool, tunnels bool) string {
-	v, ok := choose(l, s, own)
+// whyNot says why a subnet behind a lease is not reached; "" if it is.
+func (l *loop) whyNot(lease subnet.Lease, s netip.Prefix, own []bool) string {
+	v, ok := choose(lease, s, own)
 	switch {
+	case ok && l.unreachable[v.Underlay] != "":
+		return fmt.Sprintf("an underlay address of its own: %s %s", v.Underlay, l.unreachable[v.Underlay])
 	case !ok:
 		return "a tunnel endpoint of our underlay's family in its lease"
-	case !tunnels && v.Underlay.Is4() != s.Addr().Is4():
+	case !l.tunnels() && v.Underlay.Is4() != s.Addr().Is4():
 		return fmt.Sprintf("an underlay address of %s's family, as host-gw needs it", s)
 	}
 	return ""

@@ -76,7 +76,7 @@ func succeeds(l, old subnet.Lease) bool {
 	}
 	for _, a := range l.VTEPs {
 		for _, b := range old.VTEPs {
-			if a.MAC == b.MAC || a.Underlay == b.Underlay {
+			if a.MAC == b.MAC && a.MAC != (subnet.MAC{}) || a.Underlay == b.Underlay { // a gateway has no MAC
 				return true
 			}
 		}

@@ -52,12 +52,30 @@ func TestRetention(t *testing.T) {
 		{"and is kept all of it", 29 * time.Minute, nil, "b[10.244.2.0/24]"},
 		{"but not longer", 30 * time.Minute, nil, ""},
 	}
-	r, start := retention{grace: 10 * time.Minute}, time.Unix(1e9, 0)
-	for _, s := range steps {
-		if got := names(r.update(own, s.current, start.Add(s.after))); got != s.want {
-			t.Fatalf("%s: have %s, want %s", s.name, got, s.want)
+	for kind, as := range map[string]func(subnet.Lease) subnet.Lease{
+		"tunnels":  func(l subnet.Lease) subnet.Lease { return l },
+		"gateways": gateway,
+	} {
+		r, start := retention{grace: 10 * time.Minute}, time.Unix(1e9, 0)
+		for _, s := range steps {
+			var current []subnet.Lease
+			for _, l := range s.current {
+				current = append(current, as(l))
+			}
+			if got := names(r.update(as(own), current, start.Add(s.after))); got != s.want {
+				t.Fatalf("%s, %s: have %s, want %s", kind, s.name, got, s.want)
+			}
 		}
 	}
+}
+
+// gateway makes a lease one of host-gw: its endpoints have neither MAC nor VNI.
+func gateway(l subnet.Lease) subnet.Lease {
+	l.Backend, l.VTEPs = subnet.TypeHostGW, slices.Clone(l.VTEPs)
+	for i, v := range l.VTEPs {
+		l.VTEPs[i] = subnet.VTEP{Underlay: v.Underlay}
+	}
+	return l
 }
 
 func TestRetentionGivesWay(t *testing.T) {
@@ -256,6 +274,7 @@ func TestConfigCheck(t *testing.T) {
 		{"public-ipv6", func(c *Config) {
 			c.Public, c.Public6 = netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
 		}},
+		{"iface", func(c *Config) { c.Ifaces = []string{"eth0", ""} }},
 		{"iface-can-reach", func(c *Config) { c.CanReach = netip.MustParseAddr("127.0.0.1") }},
 		{"iface-can-reach", func(c *Config) { c.CanReach, c.Ifaces = netip.MustParseAddr("192.0.2.1"), []string{"eth0"} }},
 		{"iface-regex", func(c *Config) {

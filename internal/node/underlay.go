@@ -104,6 +104,7 @@ func (l *loop) follow() {
 		l.lost = ""
 	}
 	l.watchUnderlay()
+	l.findUnreachable()
 	l.derive(time.Now()) // which peers are on the same link may have changed
 	l.reconcile("underlay")
 	l.fitPods()

@@ -110,7 +110,7 @@ func (l *loop) peerViews() ([]api.Peer, error) {
 	for _, lease := range l.leases {
 		p := api.Peer{Node: nodeName(lease), Subnets: lease.Subnets, MTU: lease.MTU, Misses: l.answered[nodeName(lease)]}
 		for _, s := range lease.Subnets {
-			if why := whyNot(lease, s, own, l.tunnels()); why != "" {
+			if why := l.whyNot(lease, s, own); why != "" {
 				p.Missing = append(p.Missing, why)
 				continue
 			}

@@ -8,7 +8,7 @@ import (
 // warn looks at what makes pods fail although every table is right, and tells what is
 // new of it.
 func (l *loop) warn() {
-	all := slices.Concat(l.checkSettings(), l.otherMTUs(), l.unfit, l.blockers())
+	all := slices.Concat(l.checkSettings(), l.otherMTUs(), l.strangers(), l.unfit, l.blockers())
 	for _, w := range all {
 		if !slices.Contains(l.warnings, w) {
 			l.log.Warn(w)

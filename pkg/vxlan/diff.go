@@ -104,6 +104,20 @@ func (e *OpError) Error() string { return e.Op.String() + ": " + e.Err.Error() }
 // Unwrap returns the kernel's refusal.
 func (e *OpError) Unwrap() error { return e.Err }
 
+// Refused returns the changes that err says were not carried out.
+func Refused(err error) (ops []Op) {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range joined.Unwrap() {
+			ops = append(ops, Refused(e)...)
+		}
+		return ops
+	}
+	if op, ok := errors.AsType[*OpError](err); ok {
+		ops = append(ops, op.Op)
+	}
+	return ops
+}
+
 // joinOpErrors pairs errs with their changes and joins those that are not nil.
 func joinOpErrors(ops []Op, errs []error) error {
 	var all []error

@@ -2,6 +2,7 @@ package vxlan
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -190,6 +191,17 @@ func TestOpErrorNamesTheChange(t *testing.T) {
 	err := joinOpErrors(ops, []error{nil, errInjected})
 	if err == nil || err.Error() != "del neigh 10.0.0.0 lladdr 02:00:00:00:00:00: injected" || !errors.Is(err, errInjected) {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestRefusedNamesWhatWasNotDone(t *testing.T) {
+	ops := []Op{{Entry: FDB{MAC{2}, addr("192.0.2.1")}}, {Entry: Neigh{addr("10.0.0.0"), MAC{2}}}, {Del: true, Entry: Neigh{addr("10.1.0.0"), MAC{2}}}}
+	err := errors.Join(errors.New("something else"), fmt.Errorf("wrapped: %w", joinOpErrors(ops[:2], []error{nil, errInjected})), joinOpErrors(ops[2:], []error{errInjected}))
+	if got := Refused(err); !slices.Equal(got, ops[1:]) {
+		t.Errorf("refused were %v, want %v", got, ops[1:])
+	}
+	if got := Refused(nil); len(got) != 0 {
+		t.Errorf("without an error: %v", got)
 	}
 }
 

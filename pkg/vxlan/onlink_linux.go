@@ -3,11 +3,14 @@ package vxlan
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/vxlan-cni/vxlan-cni/internal/rtnl"
 )
 
 // OnLink returns those of the addresses that this node reaches without a gateway,
@@ -44,4 +47,37 @@ func onLink(table []route, addrs []netip.Addr) map[netip.Addr]bool {
 		}
 	}
 	return on
+}
+
+// Unreachable returns the addresses that no other node can have, and why: this node's
+// own, and those that mean all of a link. A tunnel that leads to one of them would
+// loop, or shower a network.
+func Unreachable() (map[netip.Addr]string, error) {
+	conn, err := rtnl.Dial()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	bad := map[netip.Addr]string{}
+	for _, fam := range []int{unix.AF_INET, unix.AF_INET6} {
+		req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, 0)
+		req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: uint8(fam)}})
+		found := map[netip.Addr]string{}
+		err := conn.Dump(req, func() { clear(found) }, func(body []byte) {
+			r, ok := parseRoute(body)
+			switch host := ok && r.dst.IsSingleIP(); {
+			case host && r.kind == unix.RTN_LOCAL:
+				found[r.dst.Addr()] = "is this node's own"
+			case host && r.kind == unix.RTN_BROADCAST:
+				found[r.dst.Addr()] = "is a link's broadcast address"
+			case host && r.kind == unix.RTN_ANYCAST, ok && r.kind == unix.RTN_UNICAST && r.protocol == unix.RTPROT_KERNEL && r.dst.Addr().Is4() && r.dst.Bits() < 31:
+				found[r.dst.Addr()] = "is a link's network address"
+			}
+		})
+		if err != nil {
+			return nil, fmt.Errorf("read routes: %w", err)
+		}
+		maps.Copy(bad, found)
+	}
+	return bad, nil
 }
