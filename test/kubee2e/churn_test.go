@@ -71,8 +71,8 @@ func (c *cluster) podLinks(t testing.TB, name string) (links []string) {
 	return links
 }
 
-// TestChurn: after many pods have come and gone nothing is left of them.
-func TestChurn(t *testing.T) {
+// testChurn: after many pods have come and gone nothing is left of them.
+func testChurn(t *testing.T) {
 	c := open(t)
 	s := c.space(t)
 	nodes := c.nodes(t)
@@ -96,9 +96,9 @@ func TestChurn(t *testing.T) {
 	c.noLeaks(t)
 }
 
-// TestStartTimes measures how long pods take from their creation until they
+// testStartTimes measures how long pods take from their creation until they
 // run, one after the other.
-func TestStartTimes(t *testing.T) {
+func testStartTimes(t *testing.T) {
 	c := open(t)
 	s := c.space(t)
 	name := c.nodes(t)[0].Name

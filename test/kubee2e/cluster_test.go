@@ -65,3 +65,40 @@ func eventually(t testing.TB, limit time.Duration, what string, ok func() bool) 
 		}
 	}
 }
+
+// TestCluster is all tests, in the order in which they can follow each other: the
+// first installs, the last take it off again.
+func TestCluster(t *testing.T) {
+	if os.Getenv(kindEnv) == "" {
+		t.Skip("`make e2e` and `make e2e-cluster` run it")
+	}
+	for _, tt := range []struct {
+		name string
+		fn   func(*testing.T)
+	}{
+		{"Install", testInstall},
+		{"Pairs", testPairs},
+		{"LargePackets", testLargePackets},
+		{"NodeToPod", testNodeToPod},
+		{"Services", testServices},
+		{"Hairpin", testHairpin},
+		{"HostPort", testHostPort},
+		{"Bandwidth", testBandwidth},
+		{"DNS", testDNS},
+		{"RollingUpdate", testRollingUpdate},
+		{"Crash", testCrash},
+		{"RuntimeAndKubeletKilled", testRuntimeAndKubeletKilled},
+		{"UnreadyNode", testUnreadyNode},
+		{"PowerCut", testPowerCut},
+		{"Sweep", testSweep},
+		{"Churn", testChurn},
+		{"StartTimes", testStartTimes},
+		{"NodeComesAndGoes", testNodeComesAndGoes},
+		{"Uninstall", testUninstall},
+		{"EtcdStore", testEtcdStore},
+	} {
+		if !t.Run(tt.name, tt.fn) && tt.name == "Install" {
+			t.FailNow()
+		}
+	}
+}

@@ -82,8 +82,8 @@ func (s *space) wantHeld(names []string) {
 	}
 }
 
-// TestRollingUpdate: the DaemonSet's pods are replaced under open connections.
-func TestRollingUpdate(t *testing.T) {
+// testRollingUpdate: the DaemonSet's pods are replaced under open connections.
+func testRollingUpdate(t *testing.T) {
 	c := open(t)
 	s := c.space(t)
 	names := s.holders()
@@ -102,9 +102,9 @@ func TestRollingUpdate(t *testing.T) {
 	s.wantHeld(names)
 }
 
-// TestCrash: overlayd is killed under open connections, everywhere at once; it
+// testCrash: overlayd is killed under open connections, everywhere at once; it
 // comes back, and pods can start.
-func TestCrash(t *testing.T) {
+func testCrash(t *testing.T) {
 	c := open(t)
 	nodes := c.nodes(t)
 	for _, n := range nodes {
@@ -136,9 +136,9 @@ func killDaemon(t testing.TB, m machine) {
 	}
 }
 
-// TestRuntimeAndKubeletKilled: what runs goes on, with the addresses that it
+// testRuntimeAndKubeletKilled: what runs goes on, with the addresses that it
 // had, and new pods start.
-func TestRuntimeAndKubeletKilled(t *testing.T) {
+func testRuntimeAndKubeletKilled(t *testing.T) {
 	c := open(t)
 	nodes := c.nodes(t)
 	m := node(t, nodes[0].Name)
@@ -160,9 +160,9 @@ func TestRuntimeAndKubeletKilled(t *testing.T) {
 	}
 }
 
-// TestPowerCut: a node loses its power and boots again. Its pods come back, and
+// testPowerCut: a node loses its power and boots again. Its pods come back, and
 // no attempt to start one fails while overlayd is not up yet.
-func TestPowerCut(t *testing.T) {
+func testPowerCut(t *testing.T) {
 	c := open(t)
 	nodes := c.nodes(t)
 	last := nodes[len(nodes)-1].Name
@@ -232,9 +232,9 @@ func (c *cluster) nodeReady(t testing.TB, name string) bool {
 	return err == nil && ready(n)
 }
 
-// TestUnreadyNode: while a node cannot attach pods its runtime says so, and the
+// testUnreadyNode: while a node cannot attach pods its runtime says so, and the
 // node is not ready; and is again afterwards.
-func TestUnreadyNode(t *testing.T) {
+func testUnreadyNode(t *testing.T) {
 	c := open(t)
 	name := c.nodes(t)[0].Name
 	m := node(t, name)

@@ -50,7 +50,7 @@ var notInName = regexp.MustCompile(`[^a-z0-9]+`)
 
 func (c *cluster) space(t testing.TB) *space {
 	t.Helper()
-	name := notInName.ReplaceAllString(strings.ToLower(strings.TrimPrefix(t.Name(), "Test")), "-")
+	name := notInName.ReplaceAllString(strings.ToLower(strings.TrimPrefix(t.Name(), "TestCluster/")), "-")
 	s := &space{c, t, "e2e-" + strings.Trim(name, "-")}
 	s.name = s.name[:min(len(s.name), 50)]
 	_, err := c.client.CoreV1().Namespaces().Create(t.Context(),

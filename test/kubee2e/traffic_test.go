@@ -18,9 +18,9 @@ const manyPods = 30
 
 func at(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }
 
-// TestPairs: every pod reaches every other one, by each family that it has, and
+// testPairs: every pod reaches every other one, by each family that it has, and
 // is seen under its own address.
-func TestPairs(t *testing.T) {
+func testPairs(t *testing.T) {
 	c := open(t)
 	s := c.space(t)
 	began := time.Now()
@@ -78,8 +78,8 @@ func (s *space) reachAll(from corev1.Pod, pods []corev1.Pod) {
 	}
 }
 
-// TestLargePackets: what does not fit into one packet arrives as well.
-func TestLargePackets(t *testing.T) {
+// testLargePackets: what does not fit into one packet arrives as well.
+func testLargePackets(t *testing.T) {
 	c := open(t)
 	s := c.space(t)
 	from, to := s.two(server())
@@ -103,9 +103,9 @@ func (s *space) two(c corev1.Container) (a, b corev1.Pod) {
 	return s.pods("a", 1)[0], s.pods("b", 1)[0]
 }
 
-// TestNodeToPod: the network of every node reaches every pod, and pods reach
+// testNodeToPod: the network of every node reaches every pod, and pods reach
 // every node. Pods with the node's network stand for the node.
-func TestNodeToPod(t *testing.T) {
+func testNodeToPod(t *testing.T) {
 	c := open(t)
 	s := c.space(t)
 	nodes := c.nodes(t)
@@ -130,9 +130,9 @@ func TestNodeToPod(t *testing.T) {
 	}
 }
 
-// TestServices: ClusterIP, NodePort and headless, from pods and from nodes, by
+// testServices: ClusterIP, NodePort and headless, from pods and from nodes, by
 // both families, whatever mode kube-proxy is in.
-func TestServices(t *testing.T) {
+func testServices(t *testing.T) {
 	c := open(t)
 	s := c.space(t)
 	nodes := c.nodes(t)
@@ -188,8 +188,8 @@ func httpOnly(list []result) []result {
 	return slices.DeleteFunc(slices.Clone(list), func(r result) bool { return r.URL[:5] != "http:" })
 }
 
-// TestHairpin: a pod reaches itself by its own Service.
-func TestHairpin(t *testing.T) {
+// testHairpin: a pod reaches itself by its own Service.
+func testHairpin(t *testing.T) {
 	c := open(t)
 	s := c.space(t)
 	for i, n := range c.nodes(t) {
@@ -205,9 +205,9 @@ func TestHairpin(t *testing.T) {
 	}
 }
 
-// TestHostPort: a port of the node leads to the pod, from other nodes, from the
+// testHostPort: a port of the node leads to the pod, from other nodes, from the
 // node itself and from pods; and no longer when the pod is gone.
-func TestHostPort(t *testing.T) {
+func testHostPort(t *testing.T) {
 	c := open(t)
 	s := c.space(t)
 	nodes := c.nodes(t)
@@ -232,9 +232,9 @@ func TestHostPort(t *testing.T) {
 	eventually(t, time.Minute, "the port closed", func() bool { return s.try(clients[3].Name, url)[0].Error != "" })
 }
 
-// TestBandwidth: the annotations of the plugin bandwidth hold in both
+// testBandwidth: the annotations of the plugin bandwidth hold in both
 // directions.
-func TestBandwidth(t *testing.T) {
+func testBandwidth(t *testing.T) {
 	c := open(t)
 	s := c.space(t)
 	const limit = 20e6 // bits per second

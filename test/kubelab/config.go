@@ -13,8 +13,9 @@ const (
 	controlIP6 = "2001:db8::1"
 	apiServer  = "https://" + controlIP + ":6443"
 
-	// EtcdURL is where the nodes reach the control plane's etcd.
-	EtcdURL = "http://" + controlIP + ":2379"
+	// EtcdURL is where the nodes reach the control plane's etcd, with the files of
+	// EtcdFiles.
+	EtcdURL = "https://" + controlIP + ":2379"
 
 	// PodCIDR and PodCIDR6 are the cluster's pod networks; each node has a /24
 	// and a /64 of them.
@@ -33,6 +34,11 @@ func (l *Lab) bin(name string) string { return filepath.Join(l.Dir, "bin", name)
 // pki is a file of the certificates' folder.
 func (l *Lab) pki(name string) string { return filepath.Join(l.Dir, "pki", name) }
 
+// EtcdFiles are what a client of the control plane's etcd needs.
+func (l *Lab) EtcdFiles() (ca, cert, key string) {
+	return l.pki("ca.crt"), l.pki("etcd-client.crt"), l.pki("etcd-client.key")
+}
+
 // certify writes the control plane's certificates and kubeconfigs.
 func (l *Lab) certify(a *authority) error {
 	if err := a.signer(); err != nil {
@@ -43,6 +49,8 @@ func (l *Lab) certify(a *authority) error {
 		{file: "apiserver", name: "kube-apiserver",
 			names: []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"},
 			addrs: []netip.Addr{netip.MustParseAddr(controlIP), netip.MustParseAddr(serviceIP), netip.MustParseAddr("127.0.0.1")}},
+		{file: "etcd", name: "etcd", addrs: []netip.Addr{netip.MustParseAddr(controlIP)}},
+		{file: "etcd-client", name: "overlayd"},
 		{file: "kubelet-client", name: "kube-apiserver-kubelet-client", groups: masters},
 	} {
 		if _, _, err := a.issue(s); err != nil {
@@ -70,6 +78,8 @@ func (l *Lab) controlUnits() []Unit {
 	return []Unit{
 		{Name: "etcd", Argv: []string{l.bin("etcd"), "--data-dir", data, "--unsafe-no-fsync", "--log-level", "warn",
 			"--listen-client-urls", "http://127.0.0.1:2379," + EtcdURL, "--advertise-client-urls", EtcdURL,
+			"--cert-file", l.pki("etcd.crt"), "--key-file", l.pki("etcd.key"),
+			"--trusted-ca-file", l.pki("ca.crt"), "--client-cert-auth",
 			"--listen-peer-urls", "http://127.0.0.1:2380"}},
 		{Name: "apiserver", Argv: []string{l.bin("kube-apiserver"), "--etcd-servers", "http://127.0.0.1:2379",
 			"--advertise-address", controlIP, "--bind-address", "0.0.0.0", "--secure-port", "6443",

@@ -3,6 +3,7 @@ package kubelab
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -16,7 +17,22 @@ import (
 const (
 	PauseImage = "localhost/pause:1"
 	ToolImage  = "localhost/etool:1" // see the program etool
+	DNSImage   = "localhost/coredns:1"
 )
+
+// WriteImages writes the archive of ToolImage into folder dir, for a cluster that
+// is not a lab.
+func WriteImages(ctx context.Context, dir string) error {
+	bin, err := os.MkdirTemp("", "ovl-bin-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(bin) }()
+	if err := buildTools(ctx, bin); err != nil {
+		return err
+	}
+	return writeImage(filepath.Join(dir, "etool.tar"), ToolImage, filepath.Join(bin, "etool"))
+}
 
 // writeImage writes an OCI image archive at path: one layer with one program,
 // which is the entry point.

@@ -23,7 +23,7 @@ import (
 type Options struct {
 	Name   string   // tells this process's labs apart; letters and digits
 	Nodes  int      // 1 to 200
-	Images []string // image archives that every node has, besides PauseImage and ToolImage
+	Images []string // image archives that every node has, besides those of the lab
 	Keep   bool     // the lab may outlive its owner
 }
 
@@ -98,7 +98,7 @@ func (l *Lab) prepare(ctx context.Context, images []string) error {
 	if err := build(ctx, filepath.Join(l.Dir, "bin")); err != nil {
 		return err
 	}
-	for _, i := range []struct{ name, program string }{{PauseImage, "pause"}, {ToolImage, "etool"}} {
+	for _, i := range []struct{ name, program string }{{PauseImage, "pause"}, {ToolImage, "etool"}, {DNSImage, "coredns"}} {
 		path := filepath.Join(l.Dir, i.program+".tar")
 		if err := writeImage(path, i.name, l.bin(i.program)); err != nil {
 			return err

@@ -50,8 +50,15 @@ func build(ctx context.Context, dir string) error {
 			err = place(path, filepath.Join(dir, name))
 		}
 	}
+	var dns string
 	if err == nil {
-		_, err = program.Go(ctx, module, "build", "-trimpath", "-ldflags=-s -w", "-o", dir+"/", "./kubelab/etool", "./kubelab/pause")
+		dns, err = program.Path(ctx, filepath.Join(module, "dns"), ".")
+	}
+	if err == nil {
+		err = place(dns, filepath.Join(dir, "coredns"))
+	}
+	if err == nil {
+		err = buildTools(ctx, dir)
 	}
 	if err == nil {
 		_, err = program.Go(ctx, module, "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "cni")+"/", "tool")
@@ -82,4 +89,14 @@ func place(src, dst string) error {
 	}
 	_, err = io.Copy(out, in)
 	return errors.Join(err, out.Close())
+}
+
+// buildTools builds our own programs for pods into dir.
+func buildTools(ctx context.Context, dir string) error {
+	module, err := program.Module()
+	if err != nil {
+		return err
+	}
+	_, err = program.Go(ctx, module, "build", "-trimpath", "-ldflags=-s -w", "-o", dir+"/", "./kubelab/etool", "./kubelab/pause")
+	return err
 }
