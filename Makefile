@@ -57,20 +57,20 @@ kube-apiserver: ## build what the tests of the Kubernetes store run on
 # Kubernetes, containerd and CoreDNS take a quarter of an hour on two cores the
 # first time on a machine. KEEP=1 leaves the cluster up; make e2e-down removes it.
 .PHONY: e2e e2e-down e2e-cluster e2e-kind
-E2E := go test -count=1 -v -timeout 45m ./kubee2e
+E2E := go test -count=1 -p 1 -v -timeout 45m
 
 e2e: need-root need-ip need-kube kube-apiserver ## run the tests of a whole cluster on a Kubernetes in namespaces of this machine; KEEP=1 leaves it up
 	@echo 'building containerd and CoreDNS, unless they are there'
 	cd test/ctrd && for p in containerd containerd-shim-runc-v2 ctr; do $(KEPT) github.com/containerd/containerd/v2/cmd/$$p || exit 1; done
 	cd test/dns && $(KEPT) .
 	$(MAKE) image ARCHES=$$(go env GOARCH)
-	cd test && E2E=lab $(E2E)
+	cd test && E2E=lab $(E2E) ./kubelab ./kubee2e
 
 e2e-down: need-root ## remove the cluster that `make e2e KEEP=1` left up
-	cd test && E2E=down $(E2E)
+	cd test && E2E=down $(E2E) ./kubee2e
 
 e2e-cluster: ## run them on the cluster of KUBECONFIG, with images IMAGE and E2E_IMAGE from a registry
-	cd test && E2E=cluster $(E2E)
+	cd test && E2E=cluster $(E2E) ./kubee2e
 
 e2e-kind: ## run them on a cluster that kind makes, in Docker
 	$(MAKE) image ARCHES=$$(go env GOARCH)

@@ -1,6 +1,7 @@
 package kubee2e
 
 import (
+	"context"
 	"os"
 	"testing"
 	"time"
@@ -31,10 +32,27 @@ func open(t testing.TB) *cluster {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			logs(t, 10)
+			c.logs(t)
 		}
 	})
 	return c
+}
+
+// logs shows what every overlayd said last.
+func (c *cluster) logs(t testing.TB) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	pods := c.client.CoreV1().Pods(system)
+	list, err := pods.List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=" + daemonSet})
+	if err != nil {
+		t.Log(err)
+		return
+	}
+	lines := int64(10)
+	for _, p := range list.Items {
+		b, err := pods.GetLogs(p.Name, &corev1.PodLogOptions{TailLines: &lines}).DoRaw(ctx)
+		t.Logf("%s on %s: %v\n%s", p.Name, p.Spec.NodeName, err, b)
+	}
 }
 
 // nodes lists all nodes.

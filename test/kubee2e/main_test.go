@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vxlan-cni/vxlan-cni/internal/netlab"
 	"github.com/vxlan-cni/vxlan-cni/test/kubelab"
 	"github.com/vxlan-cni/vxlan-cni/test/program"
 )
@@ -91,6 +90,17 @@ func withLab() (exit int, err error) {
 	if _, err := os.Stat(archive); err != nil {
 		return 1, fmt.Errorf("%w; `make image` builds it", err)
 	}
+	before, err := kubelab.Machine()
+	if err != nil {
+		return 1, err
+	}
+	defer func() {
+		after, e := kubelab.Machine()
+		if e == nil && after != before {
+			e = fmt.Errorf("the machine was\n%s\nand is\n%s", before, after)
+		}
+		err = errors.Join(err, e)
+	}()
 	began := time.Now()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -142,15 +152,4 @@ func inside(l *kubelab.Lab) (exit int, err error) {
 		return e.ExitCode(), nil
 	}
 	return 0, err
-}
-
-// logs shows what the daemon and the nodes said last; the rest is in the lab's
-// folder, with KEEP.
-func logs(t testing.TB, lines int) {
-	if lab == nil {
-		return
-	}
-	for _, n := range lab.Nodes {
-		t.Log(netlab.Tail(filepath.Join(n.Dir, "overlayd.log"), lines), netlab.Tail(filepath.Join(n.Dir, "guest.log"), lines))
-	}
 }

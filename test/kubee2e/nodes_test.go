@@ -97,7 +97,7 @@ func (c *cluster) routes(t testing.TB, name string, subnets []string) (found []s
 func onNode(t testing.TB, m machine, args string) string {
 	t.Helper()
 	out, err := m.Output("sh", "-c", `for p in /proc/[0-9]*; do
-  [ "$(cat $p/comm 2>/dev/null)" = overlayd ] && exec $(ls $p/root/overlayctl $p/root/*/overlayctl $p/root/*/*/overlayctl 2>/dev/null | head -1) `+args+`; done; exit 1`)
+  [ "$(cat $p/comm 2>/dev/null)" = overlayd ] && exec $p/root/usr/local/bin/overlayctl `+args+`; done; exit 1`)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -168,10 +168,10 @@ func testServices(t *testing.T) {
 	}
 	settle(s, clients, urls[0])
 	for _, from := range clients {
-		list := s.probe(from.Name, urls...)
-		if got := hosts(t, httpOnly(list)); len(got) != len(pods) {
-			t.Errorf("from %s: the Service led to %v, want all of its %d pods", from.Name, got, len(pods))
-		}
+		// kube-proxy hears of endpoints one after the other.
+		eventually(t, time.Minute, fmt.Sprintf("from %s the Service leads to all %d pods", from.Name, len(pods)), func() bool {
+			return len(hosts(t, httpOnly(s.probe(from.Name, urls...)))) == len(pods)
+		})
 		s.probe(from.Name, nodePorts...)
 	}
 }
