@@ -123,7 +123,7 @@ func removeGroup(top string) error {
 // kill ends what is in a group: nobody but the lab puts processes there.
 func kill(group string) {
 	b, _ := os.ReadFile(filepath.Join(group, "cgroup.procs"))
-	for _, word := range strings.Fields(string(b)) {
+	for word := range strings.FieldsSeq(string(b)) {
 		if pid, err := strconv.Atoi(word); err == nil && pid > 0 {
 			_ = unix.Kill(pid, unix.SIGKILL)
 		}

@@ -97,6 +97,6 @@ func buildTools(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	_, err = program.Go(ctx, module, "build", "-trimpath", "-ldflags=-s -w", "-o", dir+"/", "./kubelab/etool", "./kubelab/pause")
+	_, err = program.Go(ctx, module, "build", "-trimpath", "-ldflags=-s -w", "-o", dir+"/", "./etool", "./pause")
 	return err
 }
