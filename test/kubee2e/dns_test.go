@@ -17,11 +17,7 @@ func testDNS(t *testing.T) {
 	if lab != nil {
 		kubectl(t, "apply", "-f", "dns.yaml")
 		(&space{c, t, system}).podsOf("k8s-app=kube-dns", 2)
-		t.Cleanup(func() {
-			if !t.Failed() {
-				(&space{c, t, system}).deleteDeployment("coredns")
-			}
-		})
+		defer (&space{c, t, system}).deleteDeployment("coredns")
 	}
 	s := c.space(t)
 	s.deployment("web", int32(len(nodes)), server())

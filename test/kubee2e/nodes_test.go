@@ -2,6 +2,7 @@ package kubee2e
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -113,7 +114,10 @@ func testSweep(t *testing.T) {
 	s := c.space(t)
 	s.pod("doomed", name, server(), nil)
 	ip := s.pods("doomed", 1)[0].Status.PodIP
-	if !strings.Contains(onNode(t, m, "pods"), ip+" ") {
+	held := func() bool {
+		return slices.ContainsFunc(strings.Fields(onNode(t, m, "pods")), func(word string) bool { return strings.Trim(word, ",") == ip })
+	}
+	if !held() {
 		t.Fatalf("overlayctl pods does not name %s:\n%s", ip, onNode(t, m, "pods"))
 	}
 	for _, unit := range []string{"kubelet", "containerd"} {
@@ -139,7 +143,7 @@ done`, ip)
 	if out, err := m.Output("sh", "-c", script); err != nil || !strings.Contains(out, "removed") {
 		t.Fatalf("remove the pod's namespace: %q, %v", out, err)
 	}
-	eventually(t, 4*time.Minute, ip+" swept", func() bool { return !strings.Contains(onNode(t, m, "pods"), ip+" ") })
+	eventually(t, 4*time.Minute, ip+" swept", func() bool { return !held() })
 }
 
 // testUninstall: what was installed is taken off, and the nodes are as they
