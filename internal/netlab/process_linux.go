@@ -193,7 +193,7 @@ func names(text, what string) bool {
 		if !found {
 			return false
 		}
-		if rest == "" || !strings.Contains("abcdefghijklmnopqrstuvwxyz0123456789", rest[:1]) {
+		if rest == "" || !strings.ContainsAny(rest[:1], "abcdefghijklmnopqrstuvwxyz0123456789") {
 			return true
 		}
 		text = rest

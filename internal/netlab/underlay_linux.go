@@ -14,6 +14,7 @@ import (
 // which is also the segment's router.
 type Segment struct {
 	bridge   string
+	mac      string // the router's
 	v4, v6   string // addresses without the host's number
 	ifPrefix string // of the nodes' ports on the bridge
 }
@@ -21,11 +22,11 @@ type Segment struct {
 // The segments. Addresses are those of documentation (RFC 5737, RFC 3849), so they
 // are nobody's.
 var (
-	Near = Segment{bridge: "underlay", v4: "192.0.2.", v6: "2001:db8::"}
-	Far  = Segment{bridge: "far", v4: "198.51.100.", v6: "2001:db8:1::", ifPrefix: "far-"}
+	Near = Segment{bridge: "underlay", mac: "02:00:5e:00:00:01", v4: "192.0.2.", v6: "2001:db8::"}
+	Far  = Segment{bridge: "far", mac: "02:00:5e:00:00:02", v4: "198.51.100.", v6: "2001:db8:1::", ifPrefix: "far-"}
 
 	// beyond is the link of the outside host.
-	beyond = Segment{bridge: "beyond", v4: "203.0.113.", v6: "2001:db8:2::", ifPrefix: "out-"}
+	beyond = Segment{bridge: "beyond", mac: "02:00:5e:00:00:03", v4: "203.0.113.", v6: "2001:db8:2::", ifPrefix: "out-"}
 )
 
 // router is the number of the router's addresses.
@@ -78,10 +79,12 @@ func DefaultRoute(via netip.Addr, link string) string {
 	return fmt.Sprintf("route replace %s via %s dev %s", dst, via, link)
 }
 
-// makeSegment makes a segment's bridge, with the router's addresses.
+// makeSegment makes a segment's bridge, with the router's addresses. Without a MAC
+// of its own a bridge takes the lowest of its ports', so that a new port could
+// change the router's under the nodes.
 func (l *Lab) makeSegment(s Segment) error {
 	lines := []string{
-		fmt.Sprintf("link add %s type bridge", s.bridge),
+		fmt.Sprintf("link add %s address %s type bridge", s.bridge, s.mac),
 		fmt.Sprintf("link set %s mtu %d up", s.bridge, l.opts.MTU),
 	}
 	for _, is4 := range l.families() {

@@ -136,6 +136,23 @@ func TestOutsideKnowsNodesOnly(t *testing.T) {
 	}
 }
 
+// A new port must not give the router another MAC: nodes would go on with the old
+// one for half a minute.
+func TestRouterKeepsItsMAC(t *testing.T) {
+	l := testLab(t, Options{Nodes: 3})
+	reach := func() {
+		t.Helper()
+		for _, n := range l.Nodes {
+			wantPing(t, n.Namespace, Pings{To: Near.Router(true)})
+		}
+	}
+	reach()
+	if err := l.Underlay.IP("link add low address 02:00:00:00:00:00 master underlay up type veth peer name low2"); err != nil {
+		t.Fatal(err)
+	}
+	reach()
+}
+
 func TestSetMTU(t *testing.T) {
 	l := testLab(t, Options{Nodes: 3, Far: 1})
 	whole := func(from, to *Node, packet int) error {

@@ -20,13 +20,16 @@ const (
 	// Network is the configuration that Start stores.
 	Network = `{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}`
 
-	// Network6 and NetworkDual are Network for pods of IPv6 and of both families.
-	Network6    = `{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:244::/48", "Backend": {"Type": "vxlan"}}`
+	// Network6 is Network for pods of IPv6.
+	Network6 = `{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:244::/48", "Backend": {"Type": "vxlan"}}`
+
+	// NetworkDual is Network for pods of both families.
 	NetworkDual = `{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:244::/48", "Backend": {"Type": "vxlan"}}`
 
-	// Device and Device6 are overlayd's names for the VXLAN devices over an
-	// underlay of IPv4 and of IPv6.
-	Device  = "overlay.1"
+	// Device is overlayd's name for the VXLAN device over an underlay of IPv4.
+	Device = "overlay.1"
+
+	// Device6 is the same over one of IPv6.
 	Device6 = "overlay-v6.1"
 
 	// Bridge is overlayd's name for the bridge that pods hang on.
