@@ -18,6 +18,7 @@ import (
 // there before the first start: on a bare node, and on one with bridge, routes and
 // rules of others.
 func TestCleanupLeavesWhatWasThere(t *testing.T) {
+	t.Parallel()
 	for _, mode := range firewalls {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()

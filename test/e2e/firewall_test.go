@@ -76,6 +76,7 @@ func wantSeen(t *testing.T, n *netlab.Namespace, at, as netip.Addr) {
 }
 
 func TestFirewall(t *testing.T) {
+	t.Parallel()
 	for _, mode := range firewalls {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
@@ -225,6 +226,7 @@ func (s *site) wantUnheard(t *testing.T, is4 bool, others map[string]*netlab.Nam
 // What a pod sends to another node has its own node's address there, which is a
 // leased one: VXLAN of a pod has to be stopped before.
 func TestPodsForgeNoTunnel(t *testing.T) {
+	t.Parallel()
 	for _, mode := range firewalls {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
@@ -354,6 +356,7 @@ func (s *site) ask(t *testing.T, is4 bool) (stop func() time.Duration) {
 // A node whose FORWARD drops what it does not know, before the start or later, in
 // either flavour of iptables.
 func TestFirewallOpensForward(t *testing.T) {
+	t.Parallel()
 	for name, command := range map[string]string{
 		"policy, nft":    "iptables-nft -w -P FORWARD DROP; ip6tables-nft -w -P FORWARD DROP",
 		"policy, legacy": "iptables-legacy -w -P FORWARD DROP; ip6tables-legacy -w -P FORWARD DROP",

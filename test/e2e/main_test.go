@@ -3,12 +3,15 @@ package e2e
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -31,7 +34,19 @@ func TestMain(m *testing.M) {
 	if exit, asked := serveRuntime(); asked {
 		os.Exit(exit)
 	}
+	overlap()
 	os.Exit(run(m))
+}
+
+// overlap lets more tests run at once than there are processors, unless somebody
+// said how many: most of their time they wait.
+func overlap() {
+	flag.Parse()
+	said := false
+	flag.Visit(func(f *flag.Flag) { said = said || f.Name == "test.parallel" })
+	if !said {
+		_ = flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0)))
+	}
 }
 
 func run(m *testing.M) int {

@@ -71,6 +71,7 @@ func (s stack) String() string { return fmt.Sprintf("pods %s over %s", s.pods, s
 // Every combination of pod and underlay families is one code path, and all of it
 // has to carry whatever a pod sends.
 func TestStacks(t *testing.T) {
+	t.Parallel()
 	for _, s := range []stack{
 		{"4", "4"}, {"4", "6"}, {"4", "46"},
 		{"6", "4"}, {"6", "6"}, {"6", "46"},

@@ -19,6 +19,7 @@ const moved = 2 * time.Second
 // A node's underlay changes under running pods: nothing is restarted, and both
 // families are back soon, in both directions.
 func TestUnderlayChanges(t *testing.T) {
+	t.Parallel()
 	for _, mode := range modes {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
