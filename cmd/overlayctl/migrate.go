@@ -48,7 +48,7 @@ func (p *program) migrate(ctx context.Context) error {
 		err = plan.Problems[0]
 	}
 	if p.format == "table" {
-		p.out.WriteString(planText(p.look, plan, m.dryRun))
+		p.out.WriteString(planText(p.look, plan, m.dryRun, err))
 		return err
 	}
 	raw, jsonErr := json.Marshal(plan)
@@ -62,8 +62,8 @@ func (p *program) migrate(ctx context.Context) error {
 }
 
 // planText is the plan as lines by subject, its addresses as a table, and what to
-// do next.
-func planText(l look, p migrate.Plan, dryRun bool) string {
+// do next; failed is how the attempt ended.
+func planText(l look, p migrate.Plan, dryRun bool, failed error) string {
 	t := newTable()
 	t.add(plain, "from", p.From)
 	if len(p.Subnets) > 0 {
@@ -94,6 +94,8 @@ func planText(l look, p migrate.Plan, dryRun bool) string {
 		return text + "\nNothing was done: see PROBLEM.\n"
 	case dryRun:
 		return text + "\nNothing was done: this is a dry run.\n"
+	case failed != nil:
+		return text + "\nThe addresses were not entered: do not start overlayd before they are.\n"
 	}
 	return text + fmt.Sprintf("\n%d addresses entered. Now start overlayd with: %s\n", p.Imported, strings.Join(p.Flags, " "))
 }

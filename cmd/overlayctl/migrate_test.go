@@ -101,11 +101,24 @@ ADDRESS     ACTION  POD              PORT   CONTAINER  INTERFACE
 
 Nothing was done: this is a dry run.
 `
-	if got := planText(look{}, p, true); got != want {
+	if got := planText(look{}, p, true, nil); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 	p.Problems = []migrate.Problem{{Field: "field", Value: "value", Want: "another"}}
-	if got := planText(look{}, p, false); !strings.Contains(got, "PROBLEM  field \"value\": want another\n") || !strings.HasSuffix(got, "Nothing was done: see PROBLEM.\n") {
+	if got := planText(look{}, p, false, p.Problems[0]); !strings.Contains(got, "PROBLEM  field \"value\": want another\n") || !strings.HasSuffix(got, "Nothing was done: see PROBLEM.\n") {
 		t.Errorf("with a problem\n%s", got)
+	}
+}
+
+// TestMigrateThatFails: what looked well cannot be written.
+func TestMigrateThatFails(t *testing.T) {
+	args := flannelsFiles(t, flannelsEnv)
+	args[4] = "/proc/nosuch" // no folder can be made there
+	if status, out, errs := call(t, append(args, "--dry-run")...); status != exitOK {
+		t.Fatalf("dry run: exit %d, errors %q, output\n%s", status, errs, out)
+	}
+	status, out, errs := call(t, args...)
+	if status != exitError || !strings.Contains(errs, "slot file") || strings.Contains(out, "start overlayd with") || !strings.Contains(out, "were not entered") {
+		t.Errorf("exit %d, errors %q, output\n%s", status, errs, out)
 	}
 }

@@ -62,7 +62,7 @@ func check(args *skel.CmdArgs) error {
 // isGuest says whether another plugin attached the pod, before this one took the
 // node over.
 func isGuest(slots []ipam.Entry, key ipam.Key) bool {
-	return slices.ContainsFunc(slots, func(s ipam.Entry) bool { return s.Key == key && s.Imported })
+	return slices.ContainsFunc(slots, func(s ipam.Entry) bool { return s.Key.OwnedBy(key) && s.Imported })
 }
 
 // checkGuestSlots looks whether each address of such a pod is held for it, in
@@ -71,7 +71,7 @@ func isGuest(slots []ipam.Entry, key ipam.Key) bool {
 func checkGuestSlots(slots []ipam.Entry, key ipam.Key, want []netip.Prefix) error {
 	var errs []error
 	for _, p := range want {
-		if !slices.ContainsFunc(slots, func(s ipam.Entry) bool { return s.Key == key && slices.Contains(s.Addrs, p.Addr()) }) {
+		if !slices.ContainsFunc(slots, func(s ipam.Entry) bool { return s.Key.OwnedBy(key) && slices.Contains(s.Addrs, p.Addr()) }) {
 			errs = append(errs, fmt.Errorf("address %s: no slot is held for it by %s of container %s", p.Addr(), key.IfName, key.Container))
 		}
 	}

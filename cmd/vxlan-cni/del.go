@@ -42,7 +42,8 @@ func del(args *skel.CmdArgs) error {
 //
 // A pod that another plugin attached, before this one took the node over, has no
 // link of ours. Its interface goes by its name in the pod; where the namespace is
-// gone the kernel has removed it.
+// gone the kernel has removed it. A slot that it shares with another such pod stays,
+// until overlayd finds both gone.
 func detach(ctx context.Context, dir string, key ipam.Key, netns string) error {
 	if _, err := pod.Detach(key.Container, key.IfName); err != nil {
 		return explain(fmt.Errorf("detach %s of container %s: %w", key.IfName, key.Container, err))
@@ -50,7 +51,7 @@ func detach(ctx context.Context, dir string, key ipam.Key, netns string) error {
 	// A slot file that cannot be read is told by ReleaseAll.
 	slots, _ := ipam.List(ctx, dir)
 	for _, s := range slots {
-		if s.Key != key || !s.Imported {
+		if !s.Key.OwnedBy(key) || !s.Imported {
 			continue
 		}
 		if _, err := pod.DetachGuest(netns, key.IfName, s.Addrs); err != nil {

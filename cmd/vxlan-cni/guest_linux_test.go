@@ -80,6 +80,43 @@ func TestDelOfAPodThatFlannelAttached(t *testing.T) {
 	}
 }
 
+// TestDelOfPodsThatShareSlots: host-local crossed their addresses. A DEL removes
+// its pod and no slot, for the other one may use an address of it.
+func TestDelOfPodsThatShareSlots(t *testing.T) {
+	n := flannelsNode(t)
+	p, q := n.guest("one", "10.244.1.5", "fd00:1::9"), n.guest("two", "10.244.1.9", "fd00:1::5")
+	n.ok(env{verb: "CHECK", container: "one", ifname: "eth0", netns: p.Path()}, n.conf("1.0.0", chainResult(p, "10.244.1.5")))
+	n.ok(env{verb: "DEL", container: "unknown", ifname: "eth0", netns: p.Path()}, n.conf("1.0.0"))
+	for _, tt := range []struct {
+		container string
+		netns     *netlab.Namespace
+		links     string // that are left
+	}{{"one", p, "vgtwo"}, {"two", q, ""}} {
+		if links := n.sh("ip -br link"); !strings.Contains(links, "vg"+tt.container) {
+			t.Fatalf("before the DEL of %s:\n%s", tt.container, links)
+		}
+		for range 2 {
+			n.ok(env{verb: "DEL", container: tt.container, ifname: "eth0", netns: tt.netns.Path()}, n.conf("1.0.0"))
+		}
+		links := n.sh("ip -br link")
+		if strings.Contains(links, "vg"+tt.container) || !strings.Contains(links, tt.links) {
+			t.Errorf("after the DEL of %s:\n%s", tt.container, links)
+		}
+		slots, err := ipam.List(t.Context(), n.dir)
+		if err != nil || len(slots) != 2 {
+			t.Errorf("after the DEL of %s: %v, %v, want both slots held", tt.container, slots, err)
+		}
+		n.ok(env{verb: "GC"}, n.conf("1.1.0", `"cni.dev/valid-attachments": []`))
+		want := 2
+		if tt.links == "" {
+			want = 0 // no port of the bridge can be either's
+		}
+		if slots, err := ipam.List(t.Context(), n.dir); err != nil || len(slots) != want {
+			t.Errorf("after GC: %v, %v, want %d slots", slots, err, want)
+		}
+	}
+}
+
 // TestDelTouchesNoInterfaceThatIsNotInTheSlot: an unknown container's namespace
 // is somebody else's.
 func TestDelTouchesNoInterfaceThatIsNotInTheSlot(t *testing.T) {

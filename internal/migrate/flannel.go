@@ -150,24 +150,75 @@ func (f Flannel) readAddresses(ctx context.Context, p *Plan, bridge pod.BridgeSt
 	if err != nil {
 		return err
 	}
+	pool, err := ipam.Open(f.RunDir, p.Subnets)
+	if err != nil {
+		p.problem("subnets", fmt.Sprint(p.Subnets), "such as ours can be: %v", err)
+		return nil
+	}
+	defer func() { _ = pool.Close() }()
 	for _, g := range grants {
 		a := Address{Addr: g.addr, Container: g.container, IfName: g.ifname, Pod: podName(f.Results, f.Network, g)}
 		if guest, ok := bridge.With([]netip.Addr{g.addr}); ok {
 			a.Port = guest.HostName
 		}
-		a.Action = f.decide(p, g, bridge, slots)
+		a.Action = Beyond
+		if _, ok := pool.SlotOf(g.addr); ok || !p.inSubnets(g.addr) || p.isReserved(g.addr) {
+			a.Action = f.decide(p, g, bridge, slots)
+		}
 		p.Addresses = append(p.Addresses, a)
 	}
 	for _, g := range bridge.Guests {
 		for _, addr := range g.Addrs {
 			known := slices.ContainsFunc(grants, func(h grant) bool { return h.addr == addr })
 			held := slices.ContainsFunc(slots, func(s ipam.Entry) bool { return slices.Contains(s.Addrs, addr) })
-			if p.inSubnets(addr) && !known && !held {
+			if _, ok := pool.SlotOf(addr); ok && !known && !held {
 				p.problem("address of "+g.HostName, addr.String(), "one that a file in %s names, or it would be given twice", f.folder())
 			}
 		}
 	}
+	p.warnOfShared(pool)
+	return f.check(ctx, p, pool)
+}
+
+// check asks what stands in the way of the import, of a plan that has no problem
+// so far.
+func (f Flannel) check(ctx context.Context, p *Plan, pool *ipam.Pool) error {
+	if len(p.Problems) > 0 {
+		return nil
+	}
+	err := pool.CheckImport(ctx, f.requests(p))
+	list := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		list = joined.Unwrap()
+	}
+	for _, err := range list {
+		bad, ok := errors.AsType[*ipam.RequestError](err)
+		if err != nil && !ok {
+			return err
+		}
+		if ok {
+			p.problem("slot file: "+bad.Field, bad.Value, "one that can be entered: %s", bad.Reason)
+		}
+	}
 	return nil
+}
+
+// warnOfShared tells the slots that two pods have: host-local gives the addresses
+// of each family by themselves.
+func (p *Plan) warnOfShared(pool *ipam.Pool) {
+	first := map[int]Address{}
+	for _, a := range p.Addresses {
+		if a.Action != Import && a.Action != Held {
+			continue
+		}
+		slot, _ := pool.SlotOf(a.Addr)
+		b, ok := first[slot]
+		if !ok {
+			first[slot] = a
+		} else if b.Container != a.Container || b.IfName != a.IfName {
+			p.warn("%s and %s are one slot here, and two pods have it: both addresses are kept until both pods are gone", b.Addr, a.Addr)
+		}
+	}
 }
 
 func (p *Plan) inSubnets(a netip.Addr) bool {
@@ -179,6 +230,7 @@ func (f Flannel) decide(p *Plan, g grant, bridge pod.BridgeState, slots []ipam.E
 	addrs := []netip.Addr{g.addr}
 	_, alive := bridge.With(addrs)
 	i := slices.IndexFunc(slots, func(s ipam.Entry) bool { return slices.Contains(s.Addrs, g.addr) })
+	key := ipam.Key{Container: g.container, IfName: g.ifname}
 	switch {
 	case !p.inSubnets(g.addr):
 		p.problem(g.path, g.addr.String(), "an address of %v", p.Subnets)
@@ -190,10 +242,10 @@ func (f Flannel) decide(p *Plan, g grant, bridge pod.BridgeState, slots []ipam.E
 		p.problem(g.path, "", "the id of the container that has the address: a pod uses it")
 	case g.container == "":
 		return Stale
-	case i >= 0 && slots[i].Key == (ipam.Key{Container: g.container, IfName: g.ifname}):
+	case i >= 0 && slots[i].Key.OwnedBy(key):
 		return Held
-	case i >= 0:
-		p.problem("slot of "+g.addr.String(), slots[i].Key.String(), "%s/%s, as in %s, or nobody", g.container, g.ifname, g.path)
+	case i >= 0 && !slots[i].Imported: // what another pod imported becomes both's
+		p.problem("slot of "+g.addr.String(), slots[i].Key.String(), "%s, as in %s, or nobody", key, g.path)
 	}
 	return Import
 }
@@ -241,14 +293,7 @@ func (f Flannel) Apply(ctx context.Context, p *Plan) error {
 	if len(p.Subnets) == 0 {
 		return errors.New("subnets: none, want a plan that was made")
 	}
-	var list []ipam.Request
-	for _, a := range p.Addresses {
-		if a.Action == Import || a.Action == Held {
-			list = append(list, ipam.Request{
-				Key: ipam.Key{Container: a.Container, IfName: a.IfName}, Pod: cmp.Or(a.Pod, "imported from "+f.Network), Addrs: []netip.Addr{a.Addr},
-			})
-		}
-	}
+	list := f.requests(p)
 	if len(list) == 0 {
 		return nil
 	}
@@ -261,4 +306,16 @@ func (f Flannel) Apply(ctx context.Context, p *Plan) error {
 		return fmt.Errorf("enter addresses into the slot file: %w", err)
 	}
 	return nil
+}
+
+// requests are what the slot file is to hold afterwards.
+func (f Flannel) requests(p *Plan) (list []ipam.Request) {
+	for _, a := range p.Addresses {
+		if a.Action == Import || a.Action == Held {
+			list = append(list, ipam.Request{
+				Key: ipam.Key{Container: a.Container, IfName: a.IfName}, Pod: cmp.Or(a.Pod, "imported from "+f.Network), Addrs: []netip.Addr{a.Addr},
+			})
+		}
+	}
+	return list
 }

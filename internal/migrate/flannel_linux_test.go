@@ -34,6 +34,7 @@ func ip(t *testing.T, lines ...string) {
 type lab struct {
 	testing.TB
 	Flannel
+	pods map[string]*netlab.Namespace
 }
 
 const envText = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
@@ -57,7 +58,7 @@ func newLab(t *testing.T) lab {
 			_ = exec.Command("ip", "link", "del", link).Run()
 		}
 	})
-	l := lab{t, f}
+	l := lab{t, f, map[string]*netlab.Namespace{}}
 	l.pod("one", "10.244.7.5")
 	l.grant("10.244.7.5", "one")
 	return l
@@ -67,12 +68,22 @@ func newLab(t *testing.T) lab {
 func (l lab) pod(container, addr string) {
 	l.Helper()
 	p := netlab.TestNamespace(l)
+	l.pods[container] = p
 	host := "veth" + container
 	if out, err := exec.Command("ip", "link", "add", host, "master", "cni0", "up", "type", "veth", "peer", "name", "eth0", "netns", p.Name).CombinedOutput(); err != nil {
 		l.Fatalf("%v: %s", err, out)
 	}
 	l.Cleanup(func() { _ = exec.Command("ip", "link", "del", host).Run() })
 	if err := p.IP("link set eth0 up", "address add "+addr+"/24 dev eth0"); err != nil {
+		l.Fatal(err)
+	}
+}
+
+// also gives a pod an IPv6 address.
+func (l lab) also(container, addr string) {
+	l.Helper()
+	p := l.pods[container]
+	if err := p.IP("address add " + addr + "/64 dev eth0 nodad"); err != nil {
 		l.Fatal(err)
 	}
 }
@@ -252,6 +263,69 @@ func TestPlanWarns(t *testing.T) {
 	}
 	if len(p.Problems) > 0 {
 		t.Errorf("problems: %v", p.Problems)
+	}
+}
+
+// dualStack makes the node one of both families.
+func (l lab) dualStack() {
+	l.Helper()
+	files(l.TB.(*testing.T), filepath.Dir(l.SubnetEnv), map[string]string{"subnet.env": envText + "FLANNEL_IPV6_NETWORK=fd00:244::/48\nFLANNEL_IPV6_SUBNET=fd00:244:0:7::1/64\n"})
+	ip(l.TB.(*testing.T), "address add fd00:244:0:7::1/64 dev cni0 nodad")
+}
+
+// TestDualStackAddressesCross: host-local gives the addresses of each family by
+// themselves, so two pods may have a slot of ours together. And it gives IPv6
+// addresses that no slot of ours has.
+func TestDualStackAddressesCross(t *testing.T) {
+	l := newLab(t)
+	l.dualStack()
+	for addr, container := range map[string]string{
+		"fd00:244:0:7::9": "one", "10.244.7.9": "two", "fd00:244:0:7::5": "two",
+		"10.244.7.6": "three", "fd00:244:0:7::1:5": "three", "10.244.7.7": "four", "fd00:244:0:7::ff": "four",
+	} {
+		l.grant(addr, container)
+	}
+	for i, addr := range []string{"10.244.7.9", "10.244.7.6", "10.244.7.7"} {
+		l.pod([]string{"two", "three", "four"}[i], addr)
+	}
+	for i, addr := range []string{"fd00:244:0:7::9", "fd00:244:0:7::5", "fd00:244:0:7::1:5", "fd00:244:0:7::ff"} {
+		// The bridge's own pods have but IPv4 addresses; each gets its other one.
+		l.also([]string{"one", "two", "three", "four"}[i], addr)
+	}
+	p := l.plan()
+	const want = "10.244.7.5 import one, 10.244.7.6 import three, 10.244.7.7 import four, 10.244.7.9 import two, " +
+		"fd00:244:0:7::5 import two, fd00:244:0:7::9 import one, fd00:244:0:7::ff beyond four, fd00:244:0:7::1:5 beyond three"
+	if got := actions(p); got != want || len(p.Problems) > 0 {
+		t.Fatalf("actions %s\nwant    %s\nproblems %v", got, want, p.Problems)
+	}
+	if all := strings.Join(p.Warnings, "\n"); strings.Count(all, "until both pods are gone") != 2 {
+		t.Errorf("warnings %q, want both slots that are shared", p.Warnings)
+	}
+	for round, imported := range []int{4, 0} {
+		p := l.plan()
+		if err := l.Apply(t.Context(), &p); err != nil || p.Imported != imported {
+			t.Fatalf("round %d: %d entered, %v, want %d", round, p.Imported, err, imported)
+		}
+	}
+	if got := actions(l.plan()); strings.Contains(got, "import") || strings.Count(got, "held") != 6 {
+		t.Errorf("afterwards %s, want all held", got)
+	}
+	// One of the two goes, and it is repeated: the slots are held still.
+	ip(t, "link del vethone")
+	p = l.plan()
+	if err := l.Apply(t.Context(), &p); err != nil || p.Imported != 0 || !strings.Contains(actions(p), "fd00:244:0:7::9 stale one") ||
+		!strings.Contains(actions(p), "fd00:244:0:7::5 held two") || strings.Count(l.held(), "one/eth0+two/eth0") != 2 {
+		t.Errorf("after the end of one: %v, %d, %s, held %s", err, p.Imported, actions(p), l.held())
+	}
+}
+
+// TestPlanTellsWhatTheImportWould: a dry run and a real one agree.
+func TestPlanTellsWhatTheImportWould(t *testing.T) {
+	l := newLab(t)
+	l.grant("10.244.7.5", strings.Repeat("x", 300))
+	p := l.plan()
+	if len(p.Problems) != 1 || !strings.Contains(p.Problems[0].Error(), "has 300 bytes, want 1 to 180") {
+		t.Errorf("problems %v, want the id that is too long", p.Problems)
 	}
 }
 

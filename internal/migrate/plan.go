@@ -45,6 +45,7 @@ const (
 	Held     = "held"     // it is already, by the same container
 	Stale    = "stale"    // no pod has it any more: it is left out
 	Reserved = "reserved" // no pod can have it: it is left out
+	Beyond   = "beyond"   // no pod of ours can get it, whoever has it: it is left out
 )
 
 // An Address is one that host-local has given out.

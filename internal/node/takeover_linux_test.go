@@ -124,10 +124,10 @@ func TestABridgeWithoutPodsGetsOurMAC(t *testing.T) {
 func TestSweepOfImportedSlots(t *testing.T) {
 	netlab.NeedRoot(t)
 	dir := t.TempDir()
-	subnets := []netip.Prefix{netip.MustParsePrefix("10.244.77.0/24")}
+	subnets := []netip.Prefix{netip.MustParsePrefix("10.244.77.0/24"), netip.MustParsePrefix("fd00:0:0:77::/64")}
 	f := subnet.NodeFile{
 		Schema: subnet.NodeFileSchema, Node: "self", MTU: 1450, Bridge: "cni0",
-		Networks: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, Subnets: subnets,
+		Networks: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00::/48")}, Subnets: subnets,
 	}
 	pool, err := ipam.Open(dir, subnets)
 	if err := errors.Join(err, f.Write(dir)); err != nil {
@@ -139,6 +139,9 @@ func TestSweepOfImportedSlots(t *testing.T) {
 		last := name[len(name)-1:]
 		list = append(list, ipam.Request{Key: ipam.Key{Container: name, IfName: "eth0"}, Addrs: []netip.Addr{netip.MustParseAddr("10.244.77." + last)}})
 	}
+	// Of the slot of alive.5 another pod, which is gone, had the IPv6 address.
+	const alive = "alive.5/eth0+peer/eth0"
+	list = append(list, ipam.Request{Key: ipam.Key{Container: "peer", IfName: "eth0"}, Addrs: []netip.Addr{netip.MustParseAddr("fd00:0:0:77::5")}})
 	if _, err := pool.Import(t.Context(), list); err != nil {
 		t.Fatal(err)
 	}
@@ -167,22 +170,22 @@ func TestSweepOfImportedSlots(t *testing.T) {
 			suspects = s.sweep(t.Context(), suspects, 0)
 		}
 	}
-	if sweep(3); held() != "alive.5 gone.6" {
+	if sweep(3); held() != alive+" gone.6" {
 		t.Errorf("held %q beside a guest that may be anybody, want both", held())
 	}
 	ip(t, "ip link del vethvm")
 	s.bridge = "notbridge"
-	if sweep(3); held() != "alive.5 gone.6" {
+	if sweep(3); held() != alive+" gone.6" {
 		t.Errorf("held %q where the bridge cannot be read, want both", held())
 	}
 	s.bridge = "cni0"
 	if got := s.sweep(t.Context(), nil, time.Hour); len(got) != 0 {
 		t.Errorf("suspects %v, want none so young", got)
 	}
-	if sweep(1); held() != "alive.5 gone.6" {
+	if sweep(1); held() != alive+" gone.6" {
 		t.Errorf("held %q after one observation, want both", held())
 	}
-	if sweep(2); held() != "alive.5" {
+	if sweep(2); held() != alive {
 		t.Errorf("held %q after two observations, want the one that lives", held())
 	}
 	ip(t, "ip link del vethalive")

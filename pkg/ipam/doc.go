@@ -33,7 +33,8 @@
 //
 // [Pool.Import] enters addresses that another plugin gave out before, all of
 // them or none. Such a slot is held like any other, and marked: whoever frees
-// slots without a link of ours has to know that it never had one.
+// slots without a link of ours has to know that it never had one. A slot of which
+// two pods have an address each is entered under a key of its own ([Key.Owners]).
 //
 // # Damage
 //

@@ -3,6 +3,7 @@ package ipam
 import (
 	"bytes"
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -157,5 +158,117 @@ func TestRetainSeesTheMark(t *testing.T) {
 	freed, err := Retain(t.Context(), dir, func(s Slot) bool { return s.Imported })
 	if err != nil || len(freed) != 1 || freed[0].Key != key(50) {
 		t.Errorf("freed %v, %v, want what was acquired", freed, err)
+	}
+}
+
+// TestImportOfSharedSlots: two pods cross, so each of two slots is both's. It is
+// nobody else's while one of them is there.
+func TestImportOfSharedSlots(t *testing.T) {
+	c := &fakeClock{time.Hour}
+	dir := t.TempDir()
+	p := newPool(t, dir, "10.244.1.0/24 fd00:1::/64", c)
+	list := []Request{
+		{Key: key(1), Pod: "a/p", Addrs: addrs(t, "10.244.1.5")}, {Key: key(1), Pod: "a/p", Addrs: addrs(t, "fd00:1::9")},
+		{Key: key(2), Pod: "a/q", Addrs: addrs(t, "10.244.1.9")}, {Key: key(2), Pod: "a/q", Addrs: addrs(t, "fd00:1::5")},
+	}
+	for round, want := range []int{2, 0} {
+		if n, err := p.Import(t.Context(), list); err != nil || n != want {
+			t.Fatalf("round %d: %d, %v, want %d", round, n, err, want)
+		}
+	}
+	for _, k := range []Key{key(1), key(2)} {
+		if found, err := ReleaseAll(t.Context(), dir, k); found || err != nil {
+			t.Errorf("release of %s: %t, %v, want nothing freed", k, found, err)
+		}
+	}
+	slots, err := List(t.Context(), dir)
+	if err != nil || len(slots) != 2 {
+		t.Fatalf("%v, %v, want two slots", slots, err)
+	}
+	for _, s := range slots {
+		if !s.Imported || !s.Key.OwnedBy(key(1)) || !s.Key.OwnedBy(key(2)) || s.Key.OwnedBy(key(3)) || s.Key == key(1) || s.Key == key(2) {
+			t.Errorf("slot %+v, want one of both pods", s)
+		}
+		if !strings.Contains(s.Pod, "a/p") || !strings.Contains(s.Pod, "a/q") {
+			t.Errorf("pod %q, want both", s.Pod)
+		}
+	}
+	// One of them alone, as when it is repeated after the other has gone.
+	if n, err := p.Import(t.Context(), list[2:]); err != nil || n != 0 {
+		t.Errorf("again, of one: %d, %v, want it held", n, err)
+	}
+}
+
+// TestImportOfASecondOwner: the first was entered by an earlier run.
+func TestImportOfASecondOwner(t *testing.T) {
+	c := &fakeClock{time.Hour}
+	dir := t.TempDir()
+	p := newPool(t, dir, "10.244.1.0/24 fd00:1::/64", c)
+	for i, a := range []string{"10.244.1.5", "fd00:1::5"} {
+		if n, err := p.Import(t.Context(), []Request{{Key: key(i + 1), Addrs: addrs(t, a)}}); err != nil || n != 1-i {
+			t.Fatalf("%s: %d, %v, want %d", a, n, err, 1-i)
+		}
+	}
+	slots, err := List(t.Context(), dir)
+	if err != nil || len(slots) != 1 || !slots[0].Key.OwnedBy(key(1)) || !slots[0].Key.OwnedBy(key(2)) {
+		t.Errorf("%v, %v, want one slot of both", slots, err)
+	}
+}
+
+// TestCheckImport: it says what Import would, and makes nothing.
+func TestCheckImport(t *testing.T) {
+	long := Key{strings.Repeat("x", 100), "eth0"}
+	for _, tt := range []struct {
+		name string
+		list []Request
+		want string
+	}{
+		{"free", imports(t, "10.244.1.7 fd00:1::b"), ""},
+		{"shared", imports(t, "10.244.1.7 fd00:1::7"), ""},
+		{"given to a pod", imports(t, "10.244.1.8"), "was given to container-50/eth0"},
+		{"held in another file", imports(t, "10.244.1.9"), "was given to container-51/eth0"},
+		{"beyond", imports(t, "fd00:1::1:5"), "want one of the first 256 addresses"},
+		{"one address twice", imports(t, "10.244.1.7 10.244.1.7"), "was given to container-1/eth0"},
+		{"ids too long together", []Request{{Key: long, Addrs: addrs(t, "10.244.1.7")}, {Key: Key{long.Container, "eth1"}, Addrs: addrs(t, "fd00:1::7")}}, "longer than 180 bytes together"},
+		{"id with a slash", []Request{{Key: Key{"a/b", "eth0"}, Addrs: addrs(t, "10.244.1.7")}}, "without slash"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := &fakeClock{time.Hour}
+			dir := t.TempDir()
+			p := newPool(t, dir, "10.244.1.0/24 fd00:1::/64", c)
+			acquire(t, newPool(t, dir, "10.244.0.0/23", c), 51, addrs(t, "10.244.1.9")...)
+			for _, there := range []bool{false, true} {
+				if there {
+					acquire(t, p, 50, addrs(t, "10.244.1.8")...)
+				} else if tt.name == "given to a pod" {
+					continue
+				}
+				err := p.CheckImport(t.Context(), tt.list)
+				if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("check: %v, want %q", err, tt.want)
+				}
+				if slots, err := List(t.Context(), dir); err != nil || len(slots) > 2 {
+					t.Errorf("the check has entered %v, %v", slots, err)
+				}
+				if _, err := os.Stat(slotPath(t, dir, "10.244.1.0/24")); (err == nil) != there {
+					t.Errorf("slot file: %v, want it there: %t", err, there)
+				}
+			}
+			if _, err := p.Import(t.Context(), tt.list); (err == nil) != (tt.want == "") {
+				t.Errorf("import: %v, want as the check: %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestSlotOf(t *testing.T) {
+	p := newPool(t, t.TempDir(), "10.244.1.0/24 fd00:1::/64", &fakeClock{time.Hour})
+	for text, want := range map[string]bool{
+		"10.244.1.1": false, "10.244.1.2": true, "10.244.1.255": false, "10.244.2.2": false,
+		"fd00:1::1": false, "fd00:1::2": true, "fd00:1::fe": true, "fd00:1::ff": false, "fd00:1::1:5": false,
+	} {
+		if _, got := p.SlotOf(addrs(t, text)[0]); got != want {
+			t.Errorf("%s: %t, want %t", text, got, want)
+		}
 	}
 }

@@ -15,13 +15,18 @@ import (
 const Rest = 120 * time.Second
 
 // A Key names the attachment that holds a slot. One Key holds at most one slot
-// of a file, but for slots that were imported: see [Pool.Import].
+// of a file, but for slots that were imported: see [Pool.Import] and [Key.Owners].
 type Key struct {
 	Container string // container id, 1 to 180 bytes
 	IfName    string // interface inside the pod, 1 to 15 bytes
 }
 
-func (k Key) String() string { return k.Container + "/" + k.IfName }
+func (k Key) String() string {
+	if k.IfName == sharedIfName {
+		return k.Container
+	}
+	return k.Container + "/" + k.IfName
+}
 
 // A Slot is one slot's addresses and who holds them.
 type Slot struct {
