@@ -140,7 +140,7 @@ func (n *node) release(ctx context.Context, want api.Release) (api.Released, err
 		return api.Released{}, err
 	}
 	err = r.Release(ctx, want.Node, want.Revision)
-	if errors.Is(err, subnet.ErrNoLease) || errors.Is(err, subnet.ErrChanged) {
+	if errors.Is(err, subnet.ErrNoLease) || errors.Is(err, subnet.ErrChanged) || errors.Is(err, subnet.ErrReserved) {
 		return api.Released{}, &refused{err.Error()}
 	}
 	if err != nil {

@@ -178,6 +178,9 @@ type releasing struct {
 }
 
 func (m *releasing) Release(_ context.Context, node string, revision int64) error {
+	if node == "reserved" {
+		return fmt.Errorf("%w: delete its key", subnet.ErrReserved)
+	}
 	for _, r := range m.store.Records() {
 		if r.Lease.Node != node {
 			continue
@@ -217,6 +220,10 @@ func TestRelease(t *testing.T) {
 		if _, err := f(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want …%s…", err, want)
 		}
+	}
+	// It is a refusal, and nothing that overlayd suffers from.
+	if _, err := release("reserved", 0); err == nil || err.Error() != subnet.ErrReserved.Error()+": delete its key" {
+		t.Errorf("%v, want what the store says", err)
 	}
 	if n := len(store.Records()); n != 2 {
 		t.Fatalf("%d records after refusals, want 2", n)

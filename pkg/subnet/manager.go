@@ -8,8 +8,9 @@ import (
 
 // What stands in the way of ending another node's lease.
 var (
-	ErrNoLease = errors.New("the node holds no lease")
-	ErrChanged = errors.New("the lease has changed meanwhile")
+	ErrNoLease  = errors.New("the node holds no lease")
+	ErrChanged  = errors.New("the lease has changed meanwhile")
+	ErrReserved = errors.New("the lease is a reservation, held without end")
 )
 
 // A Manager keeps leases in a store. One Manager serves one node.

@@ -72,6 +72,21 @@ func TestReleaseOfFlannelsLease(t *testing.T) {
 	}
 }
 
+// TestReleaseOfAReservation: somebody made it by hand, to last.
+func TestReleaseOfAReservation(t *testing.T) {
+	s := newStore(t, network)
+	const key = subnets + "10.244.9.0-24"
+	s.put(t, key, flannelsRecord("node-1"))
+	before := s.state(t)
+	err := s.manager(t, nil).Release(within(t), request("node-1").VTEPs[0].Underlay.String(), 0)
+	if !errors.Is(err, subnet.ErrReserved) || !strings.Contains(err.Error(), key) || !strings.Contains(err.Error(), "etcdctl del") {
+		t.Errorf("%v, want %v, the key and what to do", err, subnet.ErrReserved)
+	}
+	if after := s.state(t); after != before {
+		t.Errorf("%s, before %s: want nothing written", after, before)
+	}
+}
+
 func TestReleaseWithoutEtcdSaysSo(t *testing.T) {
 	s := newStore(t, network)
 	s.server.Stop()

@@ -18,8 +18,9 @@ const askAtOnce = 16
 
 // Release deletes the records of another node, such as one that was drained, if
 // they are at the given revision; 0 is any. The node may be given by its id, or,
-// for a record of flannel's, by its underlay address. subnet.ErrNoLease and
-// subnet.ErrChanged say why nothing was deleted. A node that still runs takes
+// for a record of flannel's, by its underlay address. subnet.ErrNoLease,
+// subnet.ErrChanged and subnet.ErrReserved say why nothing was deleted: somebody
+// has made a reservation by hand, and is to end it so. A node that still runs takes
 // its lease again. It makes one attempt: who asks is there to ask again.
 //
 // The etcd lease is left to end by itself, for what else hangs on it is not
@@ -46,6 +47,9 @@ func (m *Manager) release(ctx context.Context, node string, revision int64) erro
 		}
 		if at = kv.ModRevision; revision != 0 && revision != at {
 			continue
+		}
+		if r.Lease.Reserved {
+			return fmt.Errorf("%w: the key %s hangs on no etcd lease; if nobody wants it any more, delete that key (etcdctl del)", subnet.ErrReserved, kv.Key)
 		}
 		when = append(when, clientv3.Compare(clientv3.ModRevision(string(kv.Key)), "=", kv.ModRevision))
 		then = append(then, clientv3.OpDelete(string(kv.Key)))
