@@ -186,6 +186,7 @@ func tampers(v variant) []string {
 			"nft 'replace rule inet vxlan-cni prerouting handle '$(nft -a list chain inet vxlan-cni prerouting | sed -n 's/.*jump.*handle //p')' udp dport 8473 jump vxlan'",
 			"nft 'add table inet vxlan-cni { flags dormant; }'",
 			"nft 'chain inet vxlan-cni prerouting { policy drop; }'",
+			"text=$(nft list chain inet vxlan-cni output | sed 's/type filter/type route/'); nft delete chain inet vxlan-cni output; echo \"$text\" | nft -f -",
 		}
 	case v.legacy:
 		return []string{
