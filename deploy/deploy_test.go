@@ -64,3 +64,15 @@ func TestConflist(t *testing.T) {
 		t.Errorf("%+v, %v", list, err)
 	}
 }
+
+// TestServiceMayWriteTheConflist: ProtectSystem=strict makes everything else
+// read-only.
+func TestServiceMayWriteTheConflist(t *testing.T) {
+	text, err := os.ReadFile("overlayd.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !regexp.MustCompile(`(?m)^ProtectSystem=strict$`).Match(text) || !regexp.MustCompile(`(?m)^ReadWritePaths=-/etc/cni/net\.d$`).Match(text) {
+		t.Errorf("overlayd.service:\n%s\nwant /etc/cni/net.d writable, if it is there", text)
+	}
+}

@@ -49,6 +49,7 @@ type program struct {
 	installation installation
 	expiry       bool // of leases
 	yes          bool // of lease release
+	ownVersion   bool // print that, and end
 	ask          func(question string) (bool, error)
 
 	out   bytes.Buffer
@@ -70,6 +71,9 @@ func (p *program) execute(ctx context.Context, args []string) (string, error) {
 		return helpText(p.named), nil
 	} else if err != nil {
 		return "", p.flagError(err)
+	}
+	if p.ownVersion {
+		return "overlayctl " + version.Read().String() + "\n", nil
 	}
 	err := tree.Run(ctx)
 	return p.out.String(), err
@@ -142,6 +146,8 @@ func (p *program) prepare(c *ffcli.Command) {
 	set.StringVar(&p.runDir, "run-dir", subnet.RunDir, "`folder` in which overlayd keeps its socket")
 	set.Var(&p.format, "o", "`format` of the output: table, or json as overlayd answers it")
 	switch c.Name {
+	case "overlayctl":
+		set.BoolVar(&p.ownVersion, "version", false, "print the version of overlayctl and end")
 	case "migrate":
 		p.migration.define(set)
 	case "install", "uninstall":
@@ -281,7 +287,10 @@ func helpText(c *ffcli.Command) string {
 			dashes = "-"
 		}
 		argument, usage := flag.UnquoteUsage(f)
-		line("  %s%s %s\t%s (default %s)\n", dashes, f.Name, argument, usage, f.DefValue)
+		if f.DefValue != "" && f.DefValue != "false" {
+			usage += " (default " + f.DefValue + ")"
+		}
+		line("  %s\t%s\n", strings.TrimSpace(dashes+f.Name+" "+argument), usage)
 	})
 	_ = w.Flush() // as above
 	return b.String()

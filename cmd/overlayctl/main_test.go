@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/vxlan-cni/vxlan-cni/internal/api"
+	"github.com/vxlan-cni/vxlan-cni/internal/version"
 )
 
 // runFolder starts a daemon's API that answers with the JSON texts of answers,
@@ -174,6 +175,23 @@ func TestHelp(t *testing.T) {
 				t.Errorf("%q: exit %d, errors %q, output\n%swant\n%s", args, status, errs, out, want)
 			}
 		}
+	}
+}
+
+// TestHelpTellsDefaultsThatAreThere: nothing and false are none.
+func TestHelpTellsDefaultsThatAreThere(t *testing.T) {
+	for _, args := range [][]string{{"--help"}, {"migrate", "--help"}, {"leases", "--help"}, {"install", "--help"}} {
+		_, out, _ := call(t, args...)
+		if strings.Contains(out, "(default )") || strings.Contains(out, "(default false)") || !strings.Contains(out, "(default table)") {
+			t.Errorf("%q:\n%s", args, out)
+		}
+	}
+}
+
+func TestOwnVersion(t *testing.T) {
+	status, out, errs := call(t, "--version")
+	if want := "overlayctl " + version.Read().String() + "\n"; status != exitOK || out != want || errs != "" {
+		t.Errorf("exit %d, output %q, errors %q, want %q", status, out, errs, want)
 	}
 }
 

@@ -46,7 +46,7 @@ func asker(r io.Reader, w io.Writer) func(question string) (bool, error) {
 // leaseCommand is `overlayctl lease`, which has one command of its own.
 func (p *program) leaseCommand() *ffcli.Command {
 	const full = "overlayctl lease release"
-	release := p.command("lease release", "end the lease of another node, such as one that was drained for good", nil)
+	release := p.command("lease release", "end the lease of another node, such as one that was drained for good; the others keep their entries of it for overlayd's --grace", nil)
 	release.Name, release.ShortUsage = "release", full+flagsUsage+" NODE"
 	release.Exec = func(ctx context.Context, args []string) error {
 		if len(args) > 1 { // flags may stand behind the node too

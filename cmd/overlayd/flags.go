@@ -48,11 +48,13 @@ func parse(args []string) (*options, error) {
 	o.flags.SetOutput(io.Discard)
 	o.flags.Usage = func() {}
 	o.define()
-	if err := ff.Parse(o.flags, args, ff.WithEnvVarPrefix(envPrefix)); err != nil {
+	if err := ff.Parse(o.flags, args, ff.WithEnvVarPrefix(envPrefix)); errors.Is(err, flag.ErrHelp) {
+		return o, err
+	} else if err != nil {
 		if inner := errors.Unwrap(err); inner != nil {
 			err = inner // without ff's account of where it was
 		}
-		return o, err
+		return o, errors.New(oneDash.ReplaceAllString(err.Error(), "${1}--"))
 	}
 	if o.flags.NArg() > 0 {
 		return o, fmt.Errorf("argument %q: overlayd takes flags only", o.flags.Arg(0))
@@ -68,6 +70,9 @@ func parse(args []string) (*options, error) {
 	}
 	return o, o.node.Check()
 }
+
+// oneDash is how package flag begins an error, up to the flag's name.
+var oneDash = regexp.MustCompile(`^(invalid (?:boolean )?value "(?:[^"\\]|\\.)*" for (?:flag )?|flag provided but not defined: |flag needs an argument: )-`)
 
 // fitting returns an error for a flag of the store that is not used: whoever
 // gave it believes that it does something.
@@ -139,7 +144,7 @@ func (o *options) define() {
 	f.BoolVar(&n.PeerFilter, "peer-filter", n.PeerFilter, "take VXLAN from leased peers only")
 	f.BoolVar(&n.PathMTU, "path-mtu", false, "ask the routers on the way to peers how large packets may be, and bound the pods' MTU by it")
 	f.BoolVar(&n.FixSysctls, "fix-sysctls", false, "set kernel settings that keep pods from being reached, instead of only warning of them")
-	f.StringVar(&n.Device, "device", n.Device, "`name` of the VXLAN device")
+	f.StringVar(&n.Device, "device", n.Device, "`name` of the VXLAN device; the one over an IPv6 underlay has -v6 in it, overlay-v6.1")
 	f.StringVar(&n.Bridge, "bridge", n.Bridge, "`name` of the bridge that pods hang on")
 	f.StringVar((*string)(&n.Resolve), "resolve", string(n.Resolve), "`eager|on-miss`: neighbour and FDB entries all at once, or when the kernel asks for them")
 	o.duration(&n.Grace, "grace", n.Grace, "how long a peer whose lease vanished keeps its entries")
@@ -216,6 +221,9 @@ func (o *options) duration(p *time.Duration, name string, value time.Duration, t
 	*p = value
 	o.flags.Func(name, fmt.Sprintf("%s, a `duration` (default %s)", text, short(value)), func(s string) error {
 		d, err := time.ParseDuration(s)
+		if err != nil && manyHours.MatchString(s) || d > etcd.MaxLeaseTTL {
+			return fmt.Errorf("is too long, want at most %dh", etcd.MaxLeaseTTL/time.Hour)
+		}
 		if err != nil {
 			return errors.New("want a duration such as 90s or 24h")
 		}
@@ -223,6 +231,9 @@ func (o *options) duration(p *time.Duration, name string, value time.Duration, t
 		return nil
 	})
 }
+
+// manyHours is what looks like a duration, and is none if it has more than 292 years.
+var manyHours = regexp.MustCompile(`^([0-9]+(\.[0-9]*)?(h|m|s|ms|us|µs|ns))+$`)
 
 // short writes 24h instead of 24h0m0s.
 func short(d time.Duration) string {

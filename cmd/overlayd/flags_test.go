@@ -52,10 +52,15 @@ func TestBadFlagsAreOneLineThatNamesThem(t *testing.T) {
 		want []string
 	}{
 		{args: []string{"--resolve", "lazy"}, want: []string{"--resolve", `"lazy"`, "eager or on-miss"}},
-		{args: []string{"--nosuch"}, want: []string{"-nosuch", "not defined"}},
+		{args: []string{"--nosuch"}, want: []string{"--nosuch", "not defined"}},
 		{args: []string{"stray"}, want: []string{`"stray"`, "flags only"}},
-		{args: []string{"--lease-ttl", "1day"}, want: []string{"-lease-ttl", `"1day"`, "such as 90s"}},
+		{args: []string{"--lease-ttl", "1day"}, want: []string{"--lease-ttl", `"1day"`, "such as 90s"}},
 		{args: []string{"--lease-ttl", "1s"}, want: []string{"--lease-ttl", "1s", "at least 10s"}},
+		{args: []string{"--lease-ttl", "9999999h"}, want: []string{"--lease-ttl", "too long", "at most 2500000h"}},
+		{args: []string{"--lease-ttl", "2500001h"}, want: []string{"--lease-ttl", "too long", "at most 2500000h"}},
+		{args: []string{"--grace", "9999999h"}, want: []string{"--grace", "too long", "at most 2500000h"}},
+		{args: []string{"--ip-masq=a \" for flag -x: -y"}, want: []string{`\" for flag -x: -y" for --ip-masq`}},
+		{args: []string{"--lease-ttl"}, want: []string{"--lease-ttl", "needs an argument"}},
 		{args: []string{"--grace", "-1s"}, want: []string{"--grace", "-1s", "0 or longer"}},
 		{args: []string{"--etcd-endpoints", "foo"}, want: []string{"--etcd-endpoints", `"foo"`, "URL such as"}},
 		{args: []string{"--etcd-certfile", "/x"}, want: []string{"--etcd-certfile", "--etcd-keyfile", "both or none"}},
@@ -64,10 +69,10 @@ func TestBadFlagsAreOneLineThatNamesThem(t *testing.T) {
 		{args: []string{"--kube-subnet-mgr", "--startup-taint", "=x"}, want: []string{"--startup-taint", `"=x"`, "key of a taint"}},
 		{args: []string{"--kube-subnet-mgr", "--kubeconfig-file", "/nosuch"}, want: []string{"--kubeconfig-file", `"/nosuch"`, "no such file"}},
 		{args: []string{"--kube-subnet-mgr"}, want: []string{"--kubeconfig-file", "--kube-api-url", "in-cluster"}},
-		{args: []string{"--public-ip", "300.1.1.1"}, want: []string{"-public-ip", "300.1.1.1", "such as 192.0.2.7"}},
+		{args: []string{"--public-ip", "300.1.1.1"}, want: []string{"--public-ip", "300.1.1.1", "such as 192.0.2.7"}},
 		{args: []string{"--public-ipv6", "192.0.2.1"}, want: []string{"--public-ipv6", "192.0.2.1", "IPv6 address"}},
-		{args: []string{"--iface-regex", "["}, want: []string{"-iface-regex", `"["`, "regular expression"}},
-		{args: []string{"--iface-can-reach", "far"}, want: []string{"-iface-can-reach", "far", "such as 192.0.2.7"}},
+		{args: []string{"--iface-regex", "["}, want: []string{"--iface-regex", `"["`, "regular expression"}},
+		{args: []string{"--iface-can-reach", "far"}, want: []string{"--iface-can-reach", "far", "such as 192.0.2.7"}},
 		{args: []string{"--iface-can-reach", "192.0.2.1", "--iface", "eth0"}, want: []string{"--iface-can-reach", "none beside --iface"}},
 		{args: []string{"--iface-regex", "eth", "--iface", "eth0"}, want: []string{"--iface-regex", "none beside --iface"}},
 		{args: []string{"--metrics-address", "nowhere"}, want: []string{"--metrics-address", `"nowhere"`, "127.0.0.1:9472"}},
@@ -77,7 +82,7 @@ func TestBadFlagsAreOneLineThatNamesThem(t *testing.T) {
 		{args: []string{"--cni-conf-dir", "net.d"}, want: []string{"--cni-conf-dir", `"net.d"`, "absolute path"}},
 		{args: []string{"--cni-conf-template", "/nosuch"}, want: []string{"--cni-conf-template", "--cni-conf-dir"}},
 		{args: []string{"--cni-conf-dir", "/x", "--cni-conf-template", "/nosuch"}, want: []string{"--cni-conf-template", "/nosuch", "no such file"}},
-		{args: []string{"--log-level", "loud"}, want: []string{"-log-level", "loud", "info, warn"}},
+		{args: []string{"--log-level", "loud"}, want: []string{"--log-level", "loud", "info, warn"}},
 		{env: [2]string{"OVERLAYD_LEASE_TTL", "soon"}, want: []string{"OVERLAYD_LEASE_TTL", "such as 90s"}},
 	}
 	for _, tt := range tests {
@@ -138,6 +143,13 @@ func TestEveryFlagIsDocumented(t *testing.T) {
 			t.Errorf("docs/configuration.md lacks `--%s`", f.Name)
 		}
 	})
+}
+
+func TestHelpTellsOfTheDeviceOverIPv6(t *testing.T) {
+	o, _ := parse([]string{"--help"})
+	if !strings.Contains(o.help(), "overlay-v6.1") {
+		t.Errorf("help of --device:\n%s", o.help())
+	}
 }
 
 func TestShort(t *testing.T) {

@@ -195,3 +195,27 @@ func documents(t *testing.T) []string {
 	}
 	return all
 }
+
+// TestReadmeNamesEveryFolder: its table is the map of the repository.
+func TestReadmeNamesEveryFolder(t *testing.T) {
+	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pattern := range []string{"cmd/*", "pkg/*", "pkg/subnet/*", "internal/*", "test/*"} {
+		paths, err := filepath.Glob(filepath.Join(root, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range paths {
+			info, err := os.Stat(path)
+			if err != nil || !info.IsDir() || filepath.Base(path) == "testdata" {
+				continue
+			}
+			full := strings.TrimPrefix(path, root+"/")
+			if !strings.Contains(string(readme), "`"+full+"`") && !strings.Contains(string(readme), "`"+filepath.Base(path)+"`") {
+				t.Errorf("README.md does not name %s", full)
+			}
+		}
+	}
+}

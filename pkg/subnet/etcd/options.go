@@ -23,6 +23,9 @@ const (
 	// MinLeaseTTL leaves time for a retry after a renewal that failed.
 	MinLeaseTTL = 10 * time.Second
 
+	// MaxLeaseTTL is etcd's own bound. Source: etcd 3.6, server/lease, lessor.go.
+	MaxLeaseTTL = 9e9 * time.Second
+
 	// DefaultCheckEvery is one cheap request a minute for each node.
 	DefaultCheckEvery = time.Minute
 )
@@ -69,6 +72,8 @@ func (o Options) complete() (Options, error) {
 		return o, fmt.Errorf("etcd: Prefix %q: want a path such as %s", o.Prefix, DefaultPrefix)
 	case o.LeaseTTL < MinLeaseTTL:
 		return o, fmt.Errorf("etcd: LeaseTTL %s: want at least %s", o.LeaseTTL, MinLeaseTTL)
+	case o.LeaseTTL > MaxLeaseTTL:
+		return o, fmt.Errorf("etcd: LeaseTTL %s: is too long, want at most %dh", o.LeaseTTL, MaxLeaseTTL/time.Hour)
 	case o.CheckEvery < 0:
 		return o, fmt.Errorf("etcd: CheckEvery %s: want more than 0s", o.CheckEvery)
 	case (o.CertFile == "") != (o.KeyFile == ""):

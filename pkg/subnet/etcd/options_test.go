@@ -54,6 +54,7 @@ func TestOptions(t *testing.T) {
 		{"root as prefix", func(o *Options) { o.Prefix = "/" }, "Prefix"},
 		{"slash after the prefix", func(o *Options) { o.Prefix = "/net/" }, ""},
 		{"short TTL", func(o *Options) { o.LeaseTTL = 9 * time.Second }, "LeaseTTL 9s: want at least 10s"},
+		{"long TTL", func(o *Options) { o.LeaseTTL = 2500001 * time.Hour }, "LeaseTTL 2500001h0m0s: is too long, want at most 2500000h"},
 		{"negative TTL", func(o *Options) { o.LeaseTTL = -time.Hour }, "LeaseTTL"},
 		{"negative CheckEvery", func(o *Options) { o.CheckEvery = -1 }, "CheckEvery"},
 	} {
