@@ -22,7 +22,7 @@ LINT   := $(CURDIR)/$(LINTER)
 .PHONY: help build image manifests test kube-apiserver demo lab-down bench soak fuzz lint lint-selftest fmt clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/vxlan-cni, bin/overlayd and bin/overlayctl
 	$(GOBUILD) -o $(BIN)/ ./cmd/...

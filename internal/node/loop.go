@@ -72,7 +72,8 @@ type loop struct {
 	bridgeIndex int
 	clock       schedule
 	repairs     *rate.Limiter
-	wait        time.Duration // before the next retry
+	reserved    *rate.Reservation // for the newest repair
+	wait        time.Duration     // before the next retry
 	misses      api.MissCount
 	warnings    []string // what is wrong around us, in words
 	unfit       []string // pods whose links keep another MTU, and why
@@ -229,7 +230,8 @@ func (l *loop) heed(e vxlan.Events) {
 	// At once, unless the last repair was a moment ago: then somebody works
 	// against us or is not finished, and every round costs a look at all tables.
 	now := time.Now()
-	delay := max(l.repairs.ReserveN(now, 1).DelayFrom(now), repairGap-now.Sub(l.kernel.Last))
+	l.reserved = l.repairs.ReserveN(now, 1)
+	delay := max(l.reserved.DelayFrom(now), repairGap-now.Sub(l.kernel.Last))
 	l.clock.set(repair, now.Add(delay))
 	if delay <= 0 {
 		l.due(now)
@@ -302,21 +304,23 @@ func (l *loop) reconcile(why string) {
 		old, err = vxlan.RemoveDevices(l.deviceNames()...)
 		did = append(did, old...)
 	}
+	l.monitor.SetScope(l.scopes()...)
+	var ops []vxlan.Op
+	failed := err != nil
+	if !failed { // before what is beside it, which may have to wait for others
+		ops, err = l.reconcileOverlays()
+	}
 	bridge, berr := l.ensureBridge()
 	rules, ferr := l.ensureFirewall()
 	filter, perr := l.ensureFilter()
 	did = slices.Concat(did, bridge, rules, filter)
 	beside := errors.Join(berr, ferr, perr)
 	l.kernel.Operations += uint64(len(did))
-	if err != nil || beside != nil {
+	if failed || beside != nil {
 		l.kernel.Errors++
 	}
 	l.monitor.SetScope(l.scopes()...)
 
-	var ops []vxlan.Op
-	if err == nil {
-		ops, err = l.reconcileOverlays()
-	}
 	refused := vxlan.Refused(err)
 	ops = slices.DeleteFunc(ops, func(o vxlan.Op) bool { return slices.Contains(refused, o) })
 	err = errors.Join(err, beside)
@@ -362,6 +366,9 @@ func (l *loop) blame(undone bool) {
 // pace decides when refused changes are tried again.
 func (l *loop) pace(err error) {
 	l.clock.clear(repair)
+	if l.reserved != nil {
+		l.reserved.Cancel() // changes nothing unless it was waited for and not needed
+	}
 	if err == nil {
 		l.wait = 0
 		l.clock.clear(retry)

@@ -4,15 +4,19 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/vxlan-cni/vxlan-cni/pkg/ipam"
 	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
 )
 
+// slotsWithin bounds the wait for the slot files, in which everything else waits, too.
+const slotsWithin = 500 * time.Millisecond
+
 // guarded are the attachments that may send by their own MAC and addresses only, as
 // the slot files say it. A pod that another plugin attached is none of them.
 func (l *loop) guarded() (all []pod.Guarded, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
+	ctx, cancel := context.WithTimeout(context.Background(), slotsWithin)
 	defer cancel()
 	slots, err := ipam.List(ctx, l.cfg.RunDir)
 	for _, s := range slots {

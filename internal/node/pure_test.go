@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 	"github.com/vxlan-cni/vxlan-cni/pkg/vxlan"
 )
@@ -303,5 +305,21 @@ func TestConfigCheck(t *testing.T) {
 		if err == nil || !strings.HasPrefix(err.Error(), "--"+tt.flag+" ") || !strings.Contains(err.Error(), "want") {
 			t.Errorf("--%s: %v", tt.flag, err)
 		}
+	}
+}
+
+// TestRepairsThatWereNotNeededCostNothing: a fight that other reconciles see to must
+// not delay the repairs that come after it.
+func TestRepairsThatWereNotNeededCostNothing(t *testing.T) {
+	l := &loop{repairs: rate.NewLimiter(repairRate, repairBurst)}
+	for range 200 {
+		l.kernel.Last = time.Now()
+		l.heed(meddled("a route"))
+		l.pace(nil) // after a reconcile for another reason
+	}
+	l.kernel.Last = time.Now()
+	l.heed(meddled("a route"))
+	if wait := time.Until(l.clock[repair]); wait > time.Second/repairRate {
+		t.Errorf("the next repair is in %s, want at most %s", wait, time.Second/repairRate)
 	}
 }

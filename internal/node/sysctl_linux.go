@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -44,13 +46,13 @@ func (l *loop) settings() []setting {
 		all = append(all, l.reversePath(name))
 	}
 	for i, name := range []string{"iptables", "ip6tables"} {
-		if len(l.networks()) > i || l.networks()[0].Addr().Is6() == (i == 1) {
+		if l.hasPods(i == 0) {
 			all = append(all, setting{path: "net/bridge/bridge-nf-call-" + name, good: on, set: "1", why: "a Service's answers from a pod on the same node come from the wrong address"})
 		}
 	}
 	// Entries of ours are permanent and do not count; those for the node's own pods do.
 	for i, table := range []string{"ipv4", "ipv6"} {
-		if len(l.networks()) > i {
+		if l.hasPods(i == 0) {
 			all = append(all, setting{
 				path: "net/" + table + "/neigh/default/gc_thresh3", good: func(v int) bool { return v >= neighbours }, set: strconv.Itoa(neighbours),
 				why: "the neighbour table can overflow",
@@ -58,6 +60,11 @@ func (l *loop) settings() []setting {
 		}
 	}
 	return all
+}
+
+// hasPods says whether pods have addresses of the family.
+func (l *loop) hasPods(v4 bool) bool {
+	return slices.ContainsFunc(l.networks(), func(p netip.Prefix) bool { return p.Addr().Is4() == v4 })
 }
 
 // neighbours is the kernel's default size of the neighbour table, and more than a

@@ -111,15 +111,16 @@ func (l *loop) follow() {
 }
 
 // find takes the underlay that there is now. One that cannot be found, for the moment
-// or for good, leaves everything as it is.
+// or for good, leaves everything as it is; one that carries too little is followed,
+// and the pods keep their MTU.
 func (l *loop) find() error {
 	u, err := vxlan.FindUnderlay(l.cfg.choice(l.network))
 	if err != nil {
 		return err
 	}
-	mtu, err := podMTU(l.network, u, l.pathMTU)
-	if err != nil {
-		return err
+	mtu, short := podMTU(l.network, u, l.pathMTU)
+	if short != nil {
+		mtu = l.mtu
 	}
 	if !u.Equal(l.underlay) || mtu != l.mtu {
 		l.log.Info("underlay has changed", "interface", u.Interface, "addresses", addrsOf(u), "mtu", u.MTU, "reason", u.Reason)
@@ -133,7 +134,7 @@ func (l *loop) find() error {
 		}
 		l.relet(l.request())
 	}
-	return nil
+	return short
 }
 
 // watchUnderlay tells the monitor which news to tell.

@@ -3,6 +3,8 @@ package node
 import (
 	"fmt"
 	"slices"
+
+	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 )
 
 // warn looks at what makes pods fail although every table is right, and tells what is
@@ -28,11 +30,14 @@ func (l *loop) blockers() (all []string) {
 
 // otherMTUs names the peers whose pods send packets of another size: what is too
 // large for the smaller end depends on path MTU discovery.
-func (l *loop) otherMTUs() (all []string) {
-	for _, p := range l.leases {
-		if p.MTU != 0 && p.MTU != l.mtu {
-			all = append(all, fmt.Sprintf("MTU of pods is %d here and %d on %s: large packets between them depend on path MTU discovery", l.mtu, p.MTU, nodeName(p)))
-		}
+func (l *loop) otherMTUs() []string {
+	others := slices.DeleteFunc(slices.Clone(l.leases), func(p subnet.Lease) bool { return p.MTU == 0 || p.MTU == l.mtu })
+	if len(others) == 0 {
+		return nil
 	}
-	return all
+	who := fmt.Sprintf("%d on %s", others[0].MTU, nodeName(others[0]))
+	if n := len(others) - 1; n > 0 {
+		who += fmt.Sprintf(", and another one on %d more nodes", n)
+	}
+	return []string{fmt.Sprintf("MTU of pods is %d here and %s: large packets between them depend on path MTU discovery", l.mtu, who)}
 }

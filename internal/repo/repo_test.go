@@ -155,14 +155,14 @@ func TestLinks(t *testing.T) {
 
 // makeCall finds `make target` where documents show commands: in backquotes and
 // at the start of a line of a code block.
-var makeCall = regexp.MustCompile("(?m)(?:`|^\\s*(?:[$#] )?(?:sudo )?)make ([a-z][a-z-]*)")
+var makeCall = regexp.MustCompile("(?m)(?:`|^\\s*(?:[$#] )?(?:sudo )?)make ([a-z][a-z0-9-]*)")
 
 // TestMakeTargets: what README and docs tell people to call exists, and `make
 // help` lists every target that issue and README promise.
 func TestMakeTargets(t *testing.T) {
 	help := output(t, "make", "-s", "help")
 	targets := map[string]bool{}
-	for _, m := range regexp.MustCompile(`(?m)^\s*make ([a-z-]+)\s+\S`).FindAllStringSubmatch(help, -1) {
+	for _, m := range regexp.MustCompile(`(?m)^\s*make ([a-z0-9-]+)\s+\S`).FindAllStringSubmatch(help, -1) {
 		targets[m[1]] = true
 	}
 	for _, want := range []string{"build", "test", "demo", "lab-down", "bench", "lint", "fmt", "fuzz", "clean", "help"} {

@@ -2,17 +2,26 @@ package firewall
 
 import (
 	"bytes"
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"os/exec"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/coreos/go-iptables/iptables"
 )
 
-// lockWait is how many seconds iptables waits for another one to finish.
-const lockWait = 5
+const (
+	// lockWait is how many seconds iptables waits for another one to finish. Who
+	// asked for the rules waits, too, and tries again.
+	lockWait = 2
+
+	// runWithin bounds a run of iptables-restore that hangs.
+	runWithin = 10 * time.Second
+)
 
 // errNoIPTables says that a program is needed and not there.
 var errNoIPTables = errors.New("no program of this flavour is installed")
@@ -126,11 +135,15 @@ func (x *xcommand) step(wants []xwant, have map[string]xtable, read func() (map[
 
 // run has iptables-restore carry text out.
 func (x *xcommand) run(text string) error {
-	cmd := exec.Command(x.restore, "--noflush", "--wait", fmt.Sprint(lockWait))
+	ctx, cancel := context.WithTimeout(context.Background(), runWithin)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, x.restore, "--noflush", "--wait", fmt.Sprint(lockWait))
+	cmd.WaitDelay = time.Second // for its pipes, should a child of it keep them
 	cmd.Stdin = strings.NewReader(text)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
+		err = cmp.Or(context.Cause(ctx), err)
 		return fmt.Errorf("%s: %w: %s", x.restore, err, strings.TrimSpace(stderr.String()))
 	}
 	return nil

@@ -122,7 +122,9 @@ func (t *nftTable) buildRule(c *nftables.Chain, r rule, f family) *nftables.Rule
 		e = append(e, equal(&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}, binary.BigEndian.AppendUint16(nil, r.port))...)
 	}
 	if r.here {
-		e = append(e, equal(&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true}, binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL))...)
+		e = append(e,
+			&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_UNICAST)})
 	}
 	if r.from != "" {
 		e = append(e, address(f, false), &expr.Lookup{SourceRegister: 1, SetName: setName(r.from, f)})

@@ -87,8 +87,7 @@ func (n *nft) follow(all []*nftables.Chain, table *nftables.Table, todo []string
 
 // strangers names the chains of others that drop what is forwarded and not known
 // to them, and that we do not write to: an accept elsewhere does not overrule
-// them. FORWARD of iptables counts
-// among them if that is asked for.
+// them. FORWARD of iptables counts among them if that is asked for.
 func (n *nft) strangers(iptables bool) (names []string, err error) {
 	if err := n.limit(); err != nil {
 		return nil, err
@@ -155,7 +154,7 @@ func xruleOf(f nftables.TableFamily, r *nftables.Rule) xrule {
 			x.packets = e.Packets
 			continue
 		case *expr.Verdict:
-			x.target = verdictName(e)
+			x.target, x.leaves = verdictName(e), e.Kind == expr.VerdictGoto
 		case *expr.Target:
 			x.target = e.Name
 		case *expr.Reject:
@@ -184,7 +183,7 @@ func verdictName(v *expr.Verdict) string {
 		return "DROP"
 	case expr.VerdictReturn:
 		return "RETURN"
-	case expr.VerdictJump:
+	case expr.VerdictJump, expr.VerdictGoto:
 		return v.Chain
 	}
 	return ""

@@ -48,7 +48,7 @@ func TestNormal(t *testing.T) {
 }
 
 // table makes a table of lines such as "FORWARD drop: ?jump A, REJECT"; a
-// question mark is a condition.
+// question mark is a condition, "FORWARD accept: >A" goes to A for good.
 func table(lines ...string) xtable {
 	t := xtable{}
 	for _, l := range lines {
@@ -58,7 +58,8 @@ func table(lines ...string) xtable {
 		for r := range strings.SplitSeq(rules, ",") {
 			if r = strings.TrimSpace(r); r != "" {
 				target, conditional := strings.CutPrefix(r, "?")
-				c.rules = append(c.rules, xrule{target: target, conditional: conditional, text: target})
+				target, leaves := strings.CutPrefix(target, ">")
+				c.rules = append(c.rules, xrule{target: target, conditional: conditional, leaves: leaves, text: target})
 			}
 		}
 		t[name] = c
@@ -81,6 +82,9 @@ func TestBlocker(t *testing.T) {
 		{[]string{"FORWARD accept: RETURN, DROP"}, -1},
 		{[]string{"FORWARD accept: A, B", "A: ?REJECT", "B: C", "C: LOG, REJECT"}, 1},
 		{[]string{"FORWARD accept: ?A", "A: DROP"}, -1},
+		{[]string{"FORWARD drop: >A, ACCEPT", "A: ?DROP"}, 2},
+		{[]string{"FORWARD accept: >A, DROP", "A: ?DROP"}, -1},
+		{[]string{"FORWARD accept: B, >A", "A: B, DROP", "B: LOG"}, 1},
 		{[]string{"FORWARD accept: A, DROP", "A: RETURN, DROP"}, 1},
 		{[]string{"FORWARD accept: A, DROP", "A: ACCEPT"}, -1},
 		{[]string{"FORWARD accept: A", "A: A"}, -1},                        // no kernel has it

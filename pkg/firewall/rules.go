@@ -178,7 +178,7 @@ type rule struct {
 	mark      bool // with kube-proxy's mark
 	loopback  bool // came in by loopback
 	port      uint16
-	here      bool // addressed to this node
+	here      bool // not to one other host: to this node, a broadcast address or a group
 	do        verdict
 	why       string
 }

@@ -58,34 +58,17 @@ func TestMasquerade(t *testing.T) {
 // underlay, and looks at whom the peer sees.
 func multicast(t *testing.T, s *site, p place) {
 	member := listen(t, s.peer, netip.AddrPortFrom(netip.IPv6Unspecified(), 5353))
-	must(t, s.peer.Do(func() error {
-		link, err := net.InterfaceByName("eth0")
-		if err != nil {
-			return err
-		}
-		if p.group.Is4() {
-			return ipv4.NewPacketConn(member).JoinGroup(link, net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.group, 0)))
-		}
-		return ipv6.NewPacketConn(member).JoinGroup(link, net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.group, 0)))
-	}))
+	must(t, s.peer.Do(func() error { return join("eth0", member, p.group) }))
 	must(t, s.node.Do(func() error {
-		link, err := net.InterfaceByName("u0")
-		if err != nil {
-			return err
-		}
 		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.gateway, 0)))
 		if err != nil {
 			return err
 		}
 		defer func() { _ = conn.Close() }()
-		if p.group.Is4() {
-			err = ipv4.NewPacketConn(conn).SetMulticastInterface(link)
-		} else {
-			err = ipv6.NewPacketConn(conn).SetMulticastInterface(link)
+		if err := sendMulticastBy("u0", conn, p.group); err != nil {
+			return err
 		}
-		if err == nil {
-			_, err = conn.WriteToUDPAddrPort([]byte("hello"), netip.AddrPortFrom(p.group, 5353))
-		}
+		_, err = conn.WriteToUDPAddrPort([]byte("hello"), netip.AddrPortFrom(p.group, 5353))
 		return err
 	}))
 	must(t, member.SetDeadline(time.Now().Add(5*time.Second)))
@@ -94,6 +77,31 @@ func multicast(t *testing.T, s *site, p place) {
 	if got := from.Addr().Unmap(); got != p.gateway {
 		t.Errorf("multicast is seen as from %s, want %s", got, p.gateway)
 	}
+}
+
+// join has conn hear what comes to a group by the link.
+func join(name string, conn *net.UDPConn, group netip.Addr) error {
+	link, err := net.InterfaceByName(name)
+	if err != nil {
+		return err
+	}
+	to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(group, 0))
+	if group.Is4() {
+		return ipv4.NewPacketConn(conn).JoinGroup(link, to)
+	}
+	return ipv6.NewPacketConn(conn).JoinGroup(link, to)
+}
+
+// sendMulticastBy chooses the link by which conn sends to a group.
+func sendMulticastBy(name string, conn *net.UDPConn, group netip.Addr) error {
+	link, err := net.InterfaceByName(name)
+	if err != nil {
+		return err
+	}
+	if group.Is4() {
+		return ipv4.NewPacketConn(conn).SetMulticastInterface(link)
+	}
+	return ipv6.NewPacketConn(conn).SetMulticastInterface(link)
 }
 
 // kube-proxy marks what its own rules masquerade.
@@ -133,6 +141,9 @@ func TestPeerFilter(t *testing.T) {
 					ns = s.node
 				}
 				c := listen(t, ns, netip.AddrPortFrom(a, 0))
+				if to.IsMulticast() {
+					must(t, ns.Do(func() error { return sendMulticastBy("eth0", c, to) }))
+				}
 				_, err := c.WriteToUDPAddrPort([]byte("not VXLAN"), netip.AddrPortFrom(to, r.Port))
 				must(t, err)
 			}
@@ -140,7 +151,7 @@ func TestPeerFilter(t *testing.T) {
 			for {
 				_, a, err := conn.ReadFromUDPAddrPort(make([]byte, 64))
 				if err != nil {
-					t.Fatalf("%v; heard %v", err, heard)
+					t.Fatalf("at %s: %v; heard %v", to, err, heard)
 				}
 				heard = append(heard, a.Addr().Unmap())
 				if heard[len(heard)-1] == from[len(from)-1] {
@@ -161,6 +172,18 @@ func TestPeerFilter(t *testing.T) {
 			}
 			if now, err := f.Dropped(); err != nil || now != dropped+1 {
 				t.Errorf("%d packets dropped (%v), want %d", now, err, dropped+1)
+			}
+		})
+		t.Run("broadcast and multicast", func(t *testing.T) {
+			peer := map[bool]netip.Addr{true: places["ipv4"].peer, false: places["ipv6"].peer}
+			stranger := map[bool]netip.Addr{true: places["ipv4"].stranger, false: places["ipv6"].stranger}
+			for _, to := range []netip.Addr{addr("192.0.2.255"), addr("224.0.0.1"), addr("ff02::1")} {
+				if to.IsMulticast() {
+					must(t, s.node.Do(func() error { return join("u0", conn, to) }))
+				}
+				if heard := got(t, to, stranger[to.Is4()], peer[to.Is4()]); len(heard) != 1 {
+					t.Errorf("at %s heard %v, want the peer alone", to, heard)
+				}
 			}
 		})
 		t.Run("loopback", func(t *testing.T) { got(t, addr("127.0.0.1"), addr("127.0.0.1")) })

@@ -101,11 +101,11 @@ func (w *watcher) close() (err error) {
 
 // Run reads notifications until ctx ends or the Firewall is closed.
 func (f *Firewall) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx) // an error of one ends the other
 	stop := context.AfterFunc(ctx, func() {
 		_ = f.watch.close()
 	})
 	defer stop()
-	g := errgroup.Group{}
 	g.Go(func() error { return f.readNFT(ctx) })
 	g.Go(func() error { return f.readLock(ctx) })
 	return g.Wait()

@@ -168,6 +168,8 @@ func ours(s string) string {
 			chain = word[1]
 		case strings.HasPrefix(word[0], ":"):
 			chain = word[0]
+		case word[0] == "-A":
+			chain = word[1]
 		}
 		if strings.Contains(table, "inet vxlan-cni") || strings.Contains(line, prefix) || strings.Contains(chain, prefix) {
 			if !strings.Contains(line, made) && !strings.Contains(chain, made) {

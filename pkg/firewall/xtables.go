@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -28,6 +29,7 @@ type xchain struct {
 type xrule struct {
 	target      string // ACCEPT, DROP, RETURN, REJECT, a chain, …; "": it only counts
 	conditional bool   // it takes some packets only
+	leaves      bool   // the target's end is this chain's, too
 	text        string // equal for rules that do the same; never shown
 	handle      uint64 // nftables' name of it
 	packets     uint64 // that it has counted
@@ -94,7 +96,7 @@ func (t xtable) fate(r xrule, fates map[string]string) string {
 		return ""
 	}
 	if f, ok := fates[r.target]; ok {
-		return f
+		return cmp.Or(f, r.end())
 	}
 	fates[r.target] = "" // for a loop, which no kernel takes
 	for _, next := range c.rules {
@@ -107,7 +109,15 @@ func (t xtable) fate(r xrule, fates map[string]string) string {
 			break
 		}
 	}
-	return fates[r.target]
+	return cmp.Or(fates[r.target], r.end())
+}
+
+// end says what becomes of a packet for which the target decides nothing.
+func (r xrule) end() string {
+	if r.leaves {
+		return "RETURN"
+	}
+	return ""
 }
 
 // calls lists where a builtin chain calls ours. A call for some packets only is
@@ -249,9 +259,6 @@ func (r rule) lines(rules Rules, f family) (lines []string) {
 	if r.port != 0 {
 		tail = append(tail, fmt.Sprintf("-p udp -m udp --dport %d", r.port))
 	}
-	if r.here {
-		tail = append(tail, "-m addrtype --dst-type LOCAL")
-	}
 	if r.why != "" {
 		tail = append(tail, fmt.Sprintf("-m comment --comment %q", r.why))
 	}
@@ -262,6 +269,12 @@ func (r rule) lines(rules Rules, f family) (lines []string) {
 	to := addresses("-d", r.to, rules, f)
 	if r.multicast {
 		to = []string{"-d " + f.multicast.String()}
+	}
+	if r.here {
+		to = []string{"-m addrtype --dst-type LOCAL,BROADCAST,MULTICAST"}
+		if f.six { // where the kernel wants all of the types at once, and a local address is unicast
+			to = []string{"-m addrtype --dst-type LOCAL", "-m addrtype --dst-type ANYCAST", "-m addrtype --dst-type MULTICAST"}
+		}
 	}
 	for _, from := range addresses("-s", r.from, rules, f) {
 		for _, to := range to {
