@@ -204,14 +204,22 @@ func (n *node) announce() {
 }
 
 // do runs fn on the loop's goroutine, which alone may look at its state and the
-// kernel. It reports false if the loop does not turn (yet) or ctx ends first.
+// kernel. It reports false if the loop does not turn (yet) or ctx ends first; then
+// fn does not run any more, and what it would have written is the caller's.
 func (n *node) do(ctx context.Context, fn func(*loop)) bool {
 	if n.waiting.Load() != nil {
 		return false
 	}
+	var claimed atomic.Bool // by the loop, or by who gives up
 	done := make(chan struct{})
+	query := func() {
+		defer close(done)
+		if claimed.CompareAndSwap(false, true) {
+			fn(n.loop)
+		}
+	}
 	select {
-	case n.queries <- func() { defer close(done); fn(n.loop) }:
+	case n.queries <- query:
 	case <-ctx.Done():
 		return false
 	}
@@ -219,8 +227,12 @@ func (n *node) do(ctx context.Context, fn func(*loop)) bool {
 	case <-done:
 		return true
 	case <-ctx.Done():
+	}
+	if claimed.CompareAndSwap(false, true) {
 		return false
 	}
+	<-done // it has begun, and takes no longer than the kernel's answers
+	return true
 }
 
 // quiet makes an error of ctx's end none.

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -321,5 +322,35 @@ func TestRepairsThatWereNotNeededCostNothing(t *testing.T) {
 	l.heed(meddled("a route"))
 	if wait := time.Until(l.clock[repair]); wait > time.Second/repairRate {
 		t.Errorf("the next repair is in %s, want at most %s", wait, time.Second/repairRate)
+	}
+}
+
+// Whoever does not wait for the answer any more must not find it written later.
+func TestQuestionGivenUpIsNotAnswered(t *testing.T) {
+	n := &node{queries: make(chan func())}
+	ctx, cancel := context.WithCancel(t.Context())
+	answered := false
+	result := make(chan bool)
+	go func() { result <- n.do(ctx, func(*loop) { answered = true }) }()
+	query := <-n.queries // the loop has taken it, and does something else first
+	cancel()
+	if <-result {
+		t.Error("it was not answered")
+	}
+	query()
+	if answered {
+		t.Error("answered although nobody waits")
+	}
+	// One that is being answered is waited for.
+	ctx, cancel = context.WithCancel(t.Context())
+	go func() {
+		result <- n.do(ctx, func(*loop) {
+			cancel()
+			answered = true
+		})
+	}()
+	(<-n.queries)()
+	if !<-result || !answered {
+		t.Errorf("given up while it was answered: answered %t", answered)
 	}
 }
