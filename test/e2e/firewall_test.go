@@ -407,11 +407,8 @@ const idle = 60 * time.Second
 
 func TestIdleDaemonRunsNoProgram(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(binDir, "counted")
+	dir := t.TempDir()
 	log := filepath.Join(dir, "log")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
 	count(t, dir, log)
 	runs := func() []string {
 		b, err := os.ReadFile(log)

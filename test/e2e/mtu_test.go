@@ -29,14 +29,16 @@ func TestMTUFollowsTheUnderlay(t *testing.T) {
 			})
 			pods := addPods(t, c, "a")
 			transfers := startTransfers(t, pods[0], pods[1])
-			best := patience
+			best, stall := patience, time.Duration(0)
 			for i, mtu := range []int{1400, 9000, 1500} {
+				g := startPings(t, pods[0], pods[1], 5*time.Millisecond)
 				if err := c.SetMTU(mtu); err != nil {
 					t.Fatal(err)
 				}
 				began := time.Now()
 				err := netlab.Eventually(patience, func() error { return mtuIs(c, s.mtu(mtu), pods...) })
 				took := time.Since(began)
+				stall = max(stall, g.Stop().Stall())
 				t.Logf("underlay of %d: followed after %v", mtu, took)
 				if err != nil {
 					t.Fatal(err)
@@ -44,6 +46,7 @@ func TestMTUFollowsTheUnderlay(t *testing.T) {
 				best = min(best, took)
 				pods = append(pods, addPods(t, c, fmt.Sprintf("new%d", i))...)
 				wantMTU(t, c, s.mtu(mtu), pods...)
+				forgetPaths(t, pods)
 				for _, is4 := range families(s.pods) {
 					wantAllPairs(t, pods, is4, s.mtu(mtu))
 					wantTooBig(t, pods[0].NS, pods[1].Of(is4), s.mtu(mtu))
@@ -53,14 +56,28 @@ func TestMTUFollowsTheUnderlay(t *testing.T) {
 				}
 			}
 			// Other work on the machine can hold up the daemons: the best of three
-			// counts.
-			if best > followed {
+			// counts, and none where pings were held up as well.
+			if best > followed && stall < stalled {
 				t.Errorf("the MTU was followed after %v, want at most %v", best, followed)
 			}
 			for _, u := range transfers {
 				u.wantWhole(t)
 			}
 		})
+	}
+}
+
+// forgetPaths has pods forget what routers told them of the MTU. A node that
+// follows a little later than another one has told what it had until then, and the
+// kernel believes that for ten minutes.
+func forgetPaths(t *testing.T, pods []*cluster.Pod) {
+	t.Helper()
+	for _, p := range pods {
+		for _, family := range []string{"-4", "-6"} {
+			if _, err := p.NS.Output("ip", family, "route", "flush", "cache"); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 
