@@ -42,13 +42,13 @@ func pair(t *testing.T, underlay6 bool) (a, b node) {
 			peers[0].Underlay, peers[1].Underlay = c.Local, c.Local
 		}
 		bits := map[bool]int{false: 24, true: 64}[underlay6]
-		nodad := map[bool]string{false: "", true: " nodad"}[underlay6]
-		run(t, ns, fmt.Sprintf("ip addr add %s/%d dev under%s", c.Local, bits, nodad))
+		run(t, ns, fmt.Sprintf("ip addr add %s/%d dev under%s", c.Local, bits, withoutDAD(c.Local)))
 		run(t, ns, "ip link set under up")
 		n := node{ns: ns, peers: peers}
 		for _, p := range peers {
 			c.Addrs = append(c.Addrs, netip.PrefixFrom(p.Gateway, p.Gateway.BitLen()))
-			run(t, ns, fmt.Sprintf("ip addr add %s dev lo", p.Gateway.Next().Next()))
+			pod := p.Gateway.Next().Next()
+			run(t, ns, fmt.Sprintf("ip addr add %s dev lo%s", pod, withoutDAD(pod)))
 		}
 		n.device = openIn(t, ns, c)
 		ensure(t, n.device)
@@ -56,6 +56,15 @@ func pair(t *testing.T, underlay6 bool) (a, b node) {
 	}
 	warm(t, nodes[0], nodes[1])
 	return nodes[0], nodes[1]
+}
+
+// withoutDAD has an IPv6 address work at once: even on lo it is tentative until
+// the kernel's worker has come round.
+func withoutDAD(a netip.Addr) string {
+	if a.Is6() {
+		return " nodad"
+	}
+	return ""
 }
 
 // warm waits until the underlay itself carries packets: an IPv6 link takes a
