@@ -23,7 +23,7 @@ const (
 	// MinLeaseTTL leaves time for a retry after a renewal that failed.
 	MinLeaseTTL = 10 * time.Second
 
-	// MaxLeaseTTL is etcd's own bound. Source: etcd 3.6, server/lease, lessor.go.
+	// MaxLeaseTTL is etcd's own bound. Source: etcd 3.7, server/lease/lessor.go.
 	MaxLeaseTTL = 9e9 * time.Second
 
 	// DefaultCheckEvery is one cheap request a minute for each node.
