@@ -1,6 +1,7 @@
 package rtnl
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -59,9 +60,7 @@ func watch(protocol int, groups []int) (*Watcher, error) {
 }
 
 func (w *Watcher) join(fd int, groups []int) error {
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, watchBytes) != nil {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, watchBytes)
-	}
+	_ = setReadBuffer(fd, watchBytes)
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fmt.Errorf("bind netlink socket: %w", err)
 	}
@@ -71,6 +70,21 @@ func (w *Watcher) join(fd int, groups []int) error {
 		}
 	}
 	return nil
+}
+
+// SetReadBuffer sets how many bytes the kernel queues before it drops. Without
+// CAP_NET_ADMIN there may be fewer (net.core.rmem_max).
+func (w *Watcher) SetReadBuffer(bytes int) error {
+	var serr error
+	err := w.raw.Control(func(fd uintptr) { serr = setReadBuffer(int(fd), bytes) })
+	return errors.Join(err, serr)
+}
+
+func setReadBuffer(fd, bytes int) error {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, bytes) == nil {
+		return nil
+	}
+	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, bytes)
 }
 
 // Next waits for the next datagram and hands its messages to fn. It returns
@@ -107,6 +121,24 @@ func (w *Watcher) Next(fn func(Notification)) error {
 	return eachMessage(w.in[:n], func(h header, body []byte) {
 		fn(Notification{Kind: h.kind, Flags: h.flags, Port: h.port, Body: body})
 	})
+}
+
+// Run hands every message to fn, and calls overrun wherever some were lost, until
+// ctx ends or the Watcher is closed: then it is closed, and that is no error.
+func (w *Watcher) Run(ctx context.Context, fn func(Notification), overrun func()) error {
+	stop := context.AfterFunc(ctx, func() { _ = w.Close() })
+	defer stop()
+	for {
+		err := w.Next(fn)
+		switch {
+		case ctx.Err() != nil || errors.Is(err, os.ErrClosed):
+			return nil
+		case errors.Is(err, ErrOverrun):
+			overrun()
+		case err != nil:
+			return err
+		}
+	}
 }
 
 // Close ends a Next that waits.

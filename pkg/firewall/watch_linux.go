@@ -9,46 +9,34 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"syscall"
-	"time"
 	"unsafe"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/vxlan-cni/vxlan-cni/internal/rtnl"
 )
 
-// watchBytes is the receive buffer: another tool's transaction of ten thousand
-// rules fits in.
-const watchBytes = 8 << 20
-
 // A watcher hears of changes of nftables, and of runs of the legacy iptables,
 // which tells nobody but takes a lock file.
 type watcher struct {
-	sock    *netlink.Conn
+	nft     *rtnl.Watcher
 	inotify *os.File
 	raw     syscall.RawConn // of inotify
 	lock    string          // path of the lock file
-	closed  atomic.Bool
 	once    sync.Once
 }
 
 // watch starts to listen. What happens from now on is not missed.
 func watch() (*watcher, error) {
-	sock, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	nft, err := rtnl.WatchNetfilter(unix.NFNLGRP_NFTABLES)
 	if err != nil {
-		return nil, fmt.Errorf("open nftables socket: %w", err)
+		return nil, fmt.Errorf("listen to nftables: %w", err)
 	}
-	w := &watcher{sock: sock, lock: "/run/xtables.lock"}
+	w := &watcher{nft: nft, lock: "/run/xtables.lock"}
 	if path := os.Getenv("XTABLES_LOCKFILE"); path != "" {
 		w.lock = path
-	}
-	_ = sock.SetReadBuffer(watchBytes) // bounded by rmem_max without CAP_NET_ADMIN
-	if err := sock.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
-		return nil, errors.Join(fmt.Errorf("listen to nftables: %w", err), w.close())
 	}
 	if err := w.watchLock(); err != nil {
 		return nil, errors.Join(fmt.Errorf("listen to %s: %w", w.lock, err), w.close())
@@ -90,8 +78,7 @@ func (w *watcher) watchFile() error {
 // close ends the reading, too. It may be called twice.
 func (w *watcher) close() (err error) {
 	w.once.Do(func() {
-		w.closed.Store(true)
-		err = w.sock.Close()
+		err = w.nft.Close()
 		if w.inotify != nil {
 			err = errors.Join(err, w.inotify.Close())
 		}
@@ -128,42 +115,25 @@ func (f *Firewall) look() {
 	}
 }
 
-// drained is how long no notification has to come for the queue to count as
-// empty, once some were lost: until then more may be lost without another word.
-const drained = 100 * time.Millisecond
-
+// readNFT looks when a transaction is complete that touched a table which concerns
+// us, and when notifications were lost.
 func (f *Firewall) readNFT(ctx context.Context) error {
-	touched := false // one of the tables that concern us, since the last generation
-	lost := false    // notifications, since the queue was empty
-	for {
-		messages, err := f.watch.sock.Receive()
-		switch {
-		case ctx.Err() != nil || f.watch.closed.Load():
-			return nil // package netlink says something of its own of a closed socket
-		case errors.Is(err, unix.ENOBUFS):
-			lost = true
-		case lost && errors.Is(err, os.ErrDeadlineExceeded):
-			lost, touched = false, false
+	touched := false // since the last generation
+	err := f.watch.nft.Run(ctx, func(n rtnl.Notification) {
+		if n.Kind != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
+			touched = touched || concerns(n.Body)
+		} else if touched {
+			touched = false
 			f.look()
-		case err != nil:
-			return fmt.Errorf("read nftables notifications: %w", err)
 		}
-		for _, m := range messages {
-			if m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
-				touched = touched || concerns(m.Data)
-			} else if touched {
-				touched = false
-				f.look()
-			}
-		}
-		var limit time.Time // none
-		if lost {
-			limit = time.Now().Add(drained)
-		}
-		if err := f.watch.sock.SetReadDeadline(limit); err != nil && !f.watch.closed.Load() {
-			return fmt.Errorf("read nftables notifications: %w", err)
-		}
+	}, func() {
+		touched = false
+		f.look()
+	})
+	if err != nil {
+		return fmt.Errorf("read nftables notifications: %w", err)
 	}
+	return nil
 }
 
 // concerns reports whether a notification is about our table or one of

@@ -2,8 +2,6 @@ package pod
 
 import (
 	"context"
-	"errors"
-	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -38,19 +36,7 @@ func (m *FilterMonitor) Ready() <-chan struct{} { return m.ready }
 
 // Run reads notifications until ctx ends, and closes the monitor.
 func (m *FilterMonitor) Run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { _ = m.watcher.Close() })
-	defer stop()
-	for {
-		err := m.watcher.Next(m.note)
-		switch {
-		case ctx.Err() != nil || errors.Is(err, os.ErrClosed):
-			return nil
-		case errors.Is(err, rtnl.ErrOverrun):
-			m.tell()
-		case err != nil:
-			return err
-		}
-	}
+	return m.watcher.Run(ctx, m.note, m.tell)
 }
 
 // note reads one notification. The kernel tells what a transaction did, and then that

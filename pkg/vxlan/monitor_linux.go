@@ -2,10 +2,8 @@ package vxlan
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -120,19 +118,7 @@ func (m *Monitor) Take() Events {
 
 // Run reads until ctx ends.
 func (m *Monitor) Run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { _ = m.watcher.Close() })
-	defer stop()
-	for {
-		err := m.watcher.Next(m.note)
-		switch {
-		case ctx.Err() != nil || errors.Is(err, os.ErrClosed):
-			return nil
-		case errors.Is(err, rtnl.ErrOverrun):
-			m.add(func(e *Events) { e.Overruns++ })
-		case err != nil:
-			return err
-		}
-	}
+	return m.watcher.Run(ctx, m.note, func() { m.add(func(e *Events) { e.Overruns++ }) })
 }
 
 func (m *Monitor) add(fn func(*Events)) {
