@@ -19,12 +19,9 @@ type EchoServer struct {
 	Port uint16
 
 	witness bool
-	tcp     net.Listener
+	tcp     *tcpServer
 	udp     *net.UDPConn
-	running sync.WaitGroup
-
-	mu    sync.Mutex
-	conns map[net.Conn]bool // nil once closed
+	running sync.WaitGroup // of UDP
 }
 
 // StartEcho starts an EchoServer on a port of every address in n.
@@ -35,20 +32,19 @@ func StartEcho(n *Namespace, port uint16) (*EchoServer, error) { return startSer
 func StartWitness(n *Namespace, port uint16) (*EchoServer, error) { return startServer(n, port, true) }
 
 func startServer(n *Namespace, port uint16, witness bool) (*EchoServer, error) {
-	s := &EchoServer{Port: port, witness: witness, conns: map[net.Conn]bool{}}
+	s := &EchoServer{Port: port, witness: witness}
 	err := n.Do(func() (err error) {
-		if s.tcp, err = net.Listen("tcp", fmt.Sprintf(":%d", port)); err != nil {
+		if s.udp, err = listenUDP(port); err != nil {
 			return err
 		}
-		if s.udp, err = listenUDP(port); err != nil {
-			_ = s.tcp.Close()
+		if s.tcp, err = listenTCP(port, s.serveTCP); err != nil {
+			_ = s.udp.Close()
 		}
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("echo in %s: %w", n.Name, err)
 	}
-	s.running.Go(s.serveTCP)
 	s.running.Go(s.serveUDP)
 	return s, nil
 }
@@ -75,42 +71,16 @@ func listenUDP(port uint16) (*net.UDPConn, error) {
 
 // Close ends the server and waits for it.
 func (s *EchoServer) Close() error {
-	err := errors.Join(s.tcp.Close(), s.udp.Close())
-	s.mu.Lock()
-	for c := range s.conns {
-		_ = c.Close()
-	}
-	s.conns = nil
-	s.mu.Unlock()
+	err := errors.Join(s.tcp.close(), s.udp.Close())
 	s.running.Wait()
 	return err
 }
 
-func (s *EchoServer) serveTCP() {
-	for {
-		c, err := s.tcp.Accept()
-		if err != nil {
-			return
-		}
-		s.mu.Lock()
-		if s.conns == nil {
-			s.mu.Unlock()
-			_ = c.Close()
-			return
-		}
-		s.conns[c] = true
-		s.mu.Unlock()
-		s.running.Go(func() {
-			if s.witness {
-				_, _ = c.Write([]byte(c.RemoteAddr().String()))
-			} else {
-				_, _ = io.Copy(c, c)
-			}
-			_ = c.Close()
-			s.mu.Lock()
-			delete(s.conns, c)
-			s.mu.Unlock()
-		})
+func (s *EchoServer) serveTCP(c net.Conn) {
+	if s.witness {
+		_, _ = c.Write([]byte(c.RemoteAddr().String()))
+	} else {
+		_, _ = io.Copy(c, c)
 	}
 }
 

@@ -12,7 +12,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -22,25 +21,20 @@ import (
 type Sink struct {
 	Port uint16
 
-	listener net.Listener
-	running  sync.WaitGroup
+	server   *tcpServer
 	received atomic.Int64
-
-	mu    sync.Mutex
-	conns map[net.Conn]bool // nil once closed
 }
 
 // StartSink starts a Sink on a port of every address in n.
 func StartSink(n *Namespace, port uint16) (*Sink, error) {
-	s := &Sink{Port: port, conns: map[net.Conn]bool{}}
+	s := &Sink{Port: port}
 	err := n.Do(func() (err error) {
-		s.listener, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
+		s.server, err = listenTCP(port, s.swallow)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("sink in %s: %w", n.Name, err)
 	}
-	s.running.Go(s.serve)
 	return s, nil
 }
 
@@ -48,41 +42,7 @@ func StartSink(n *Namespace, port uint16) (*Sink, error) {
 func (s *Sink) Received() int64 { return s.received.Load() }
 
 // Close ends the sink, also the uploads that are under way, and waits for it.
-func (s *Sink) Close() error {
-	err := s.listener.Close()
-	s.mu.Lock()
-	for c := range s.conns {
-		_ = c.Close()
-	}
-	s.conns = nil
-	s.mu.Unlock()
-	s.running.Wait()
-	return err
-}
-
-func (s *Sink) serve() {
-	for {
-		c, err := s.listener.Accept()
-		if err != nil {
-			return
-		}
-		s.mu.Lock()
-		if s.conns == nil {
-			s.mu.Unlock()
-			_ = c.Close()
-			return
-		}
-		s.conns[c] = true
-		s.mu.Unlock()
-		s.running.Go(func() {
-			s.swallow(c)
-			_ = c.Close()
-			s.mu.Lock()
-			delete(s.conns, c)
-			s.mu.Unlock()
-		})
-	}
-}
+func (s *Sink) Close() error { return s.server.close() }
 
 // swallow reads to the end and answers with digest and longest pause.
 func (s *Sink) swallow(c net.Conn) {
