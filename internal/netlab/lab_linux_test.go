@@ -110,9 +110,16 @@ func TestLabLeavesNothing(t *testing.T) {
 	if err := l.add(p); err != nil {
 		t.Error(err)
 	}
-	// The lab's folder, a namespace each for underlay, two nodes and one pod.
-	if left := l.Leftovers(); len(left) != 5 {
-		t.Errorf("of a running lab: %q", left)
+	// The lab's folder, a namespace each for underlay, two nodes and one pod; and
+	// nsenter, until it has become the program.
+	err = Eventually(10*time.Second, func() error {
+		if left := l.Leftovers(); len(left) != 5 {
+			return fmt.Errorf("of a running lab: %q", left)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 	if _, err := New(Options{Name: "gone", Nodes: 1}); err == nil {
 		t.Error("two labs of one name")
