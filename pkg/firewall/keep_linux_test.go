@@ -21,6 +21,7 @@ var blocks = []struct{ name, line string }{
 	{"nft reject by a goto", `for i in iptables-nft ip6tables-nft; do $i -N POLICY; $i -A FORWARD -g POLICY; $i -A POLICY -j DROP; done`},
 	{"legacy policy", "iptables-legacy -P FORWARD DROP; ip6tables-legacy -P FORWARD DROP"},
 	{"legacy reject", "iptables-legacy -A FORWARD -j REJECT; ip6tables-legacy -A FORWARD -j REJECT"},
+	{"legacy reject by a goto", `for i in iptables-legacy ip6tables-legacy; do $i -N POLICY; $i -A FORWARD -g POLICY; $i -A POLICY -j DROP; done`},
 	{"legacy reject by a chain", `for i in iptables-legacy ip6tables-legacy; do $i -N POLICY; $i -A FORWARD -i nothing -j POLICY; $i -A FORWARD -j POLICY; $i -A POLICY -m comment --comment all -j DROP; done`},
 }
 

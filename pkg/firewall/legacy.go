@@ -30,14 +30,16 @@ const (
 
 // An xtLayout is where the fields of struct ipt_entry and ip6t_entry are.
 type xtLayout struct {
-	match  int // size of the addresses, interfaces and flags to compare with
-	target int // where the offset of the target is; behind it that of the next entry
+	match  int  // size of the addresses, interfaces and flags to compare with
+	flags  int  // where the flags are
+	leaves byte // the one of -g: IPT_F_GOTO, IP6T_F_GOTO
+	target int  // where the offset of the target is; behind it that of the next entry
 	size   int
 }
 
 var (
-	layout4 = xtLayout{match: 84, target: 88, size: 112}
-	layout6 = xtLayout{match: 136, target: 140, size: 168}
+	layout4 = xtLayout{match: 84, flags: 82, leaves: 0x02, target: 88, size: 112}
+	layout6 = xtLayout{match: 136, flags: 131, leaves: 0x04, target: 140, size: 168}
 )
 
 func (f family) layout() xtLayout {
@@ -160,7 +162,10 @@ func parseEntry(b []byte, l xtLayout) (e legacyEntry, next int, err error) {
 	if target < l.size || next < target+xtHeadSize || next > len(b) {
 		return e, 0, errTorn
 	}
-	e.rule.conditional = len(bytes.Trim(b[:l.match], "\x00")) > 0
+	e.rule.leaves = b[l.flags]&l.leaves != 0
+	asked := bytes.Clone(b[:l.match])
+	asked[l.flags] &^= l.leaves
+	e.rule.conditional = len(bytes.Trim(asked, "\x00")) > 0
 	for m := l.size; m < target; {
 		if m+xtHeadSize > target {
 			return e, 0, errTorn

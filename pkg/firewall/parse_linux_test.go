@@ -60,7 +60,7 @@ IPT -A A -g B; IPT -A B -j LOG`))
 			want := `FORWARD true: A false, B true, DROP true, ACCEPT true,  false, RETURN true, REJECT false
 INPUT false:
 OUTPUT false:
-A false: B true
+A false: >B false
 B false: LOG false
 `
 			var text strings.Builder
@@ -71,7 +71,11 @@ B false: LOG false
 				}
 				var rules []string
 				for _, r := range c.rules {
-					rules = append(rules, fmt.Sprint(" ", r.target, " ", r.conditional))
+					target := r.target
+					if r.leaves {
+						target = ">" + target
+					}
+					rules = append(rules, fmt.Sprint(" ", target, " ", r.conditional))
 				}
 				fmt.Fprintf(&text, "%s %t:%s\n", name, c.drop, strings.Join(rules, ","))
 			}
