@@ -37,10 +37,15 @@ func Cleanup(ctx context.Context, cfg Config, m subnet.Manager, tell func(string
 	if _, err := os.Stat(cfg.RunDir); err == nil {
 		folder, err := lock(cfg.RunDir)
 		if err != nil {
-			return fmt.Errorf("%w: stop it first", err)
+			return err
 		}
 		defer folder.unlock()
 	}
+	here, err := present()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = here.Close() }()
 	var errs []error
 	// Peers stop sending before there is nobody to receive.
 	if w, ok := m.(Withdrawer); ok {

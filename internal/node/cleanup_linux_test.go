@@ -58,6 +58,12 @@ func TestCleanupLeavesNothing(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "stop it first") {
 		t.Errorf("with a daemon that runs: %v", err)
 	}
+	elsewhere := r.cfg
+	elsewhere.RunDir = filepath.Join(t.TempDir(), "nosuch")
+	err = Cleanup(t.Context(), elsewhere, store.Manager(), func(string) { t.Error("something was done under a running daemon") })
+	if err == nil || !strings.Contains(err.Error(), "another --run-dir") {
+		t.Errorf("with a daemon that has another run folder: %v", err)
+	}
 	r.end()
 	var did []string
 	if err := Cleanup(t.Context(), r.cfg, store.Manager(), func(s string) { did = append(did, s) }); err != nil {

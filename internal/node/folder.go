@@ -3,8 +3,10 @@ package node
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -38,11 +40,28 @@ func lock(dir string) (runFolder, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return runFolder{}, fmt.Errorf("another overlayd works on %s: stop it, or choose another --run-dir", dir)
+			return runFolder{}, fmt.Errorf("another overlayd works on %s: stop it first", dir)
 		}
 		return runFolder{}, fmt.Errorf("lock run folder: %w", err)
 	}
 	return runFolder{dir, f}, nil
+}
+
+// presence is an abstract socket, of which there is one in a network namespace,
+// whatever run folder and container a daemon has.
+const presence = "@vxlan-cni/overlayd"
+
+// present holds the namespace's presence until the returned one is closed. Everybody
+// on the node can take the name, so it must not keep a daemon from starting.
+func present() (io.Closer, error) {
+	conn, err := net.ListenPacket("unixgram", presence)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, fmt.Errorf("another overlayd works in this network namespace, with another --run-dir (it holds the abstract socket %s): stop it first", presence)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for another overlayd: %w", err)
+	}
+	return conn, nil
 }
 
 func (r runFolder) unlock() { _ = r.file.Close() }

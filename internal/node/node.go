@@ -52,6 +52,11 @@ func Run(ctx context.Context, cfg Config, m subnet.Manager, log *slog.Logger) er
 		return err
 	}
 	defer folder.unlock()
+	if here, err := present(); err != nil {
+		log.Warn("two daemons would undo each other's changes", "error", err)
+	} else {
+		defer func() { _ = here.Close() }()
+	}
 	n := &node{
 		folder: folder,
 		cfg:    cfg, log: log, manager: m, started: time.Now(),
