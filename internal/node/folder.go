@@ -125,6 +125,9 @@ func (l *loop) publish() {
 	if err != nil {
 		l.fatal = l.guard()
 		l.log.Error("node file or conflist not written: pods cannot start", "error", err)
+		if l.fatal == nil && l.kernel.LastError != err.Error() {
+			l.report(true, reportUnwritable, err.Error())
+		}
 		l.kernel.LastError = err.Error()
 		l.clock.setEarlier(retry, time.Now().Add(retryMax))
 		return
@@ -132,5 +135,7 @@ func (l *loop) publish() {
 	if !l.synced {
 		l.synced = true
 		l.ready()
+		l.report(false, reportReady, fmt.Sprintf("pods get addresses of %v and MTU %d, their packets travel by %v on %s",
+			l.snapshot.Own.Subnets, l.mtu, addrsOf(l.underlay), l.underlay.Interface))
 	}
 }

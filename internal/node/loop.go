@@ -45,6 +45,7 @@ type loop struct {
 	lost     string // why the underlay is not to be found at the moment
 	log      *slog.Logger
 	journal  *journal
+	report   func(warning bool, reason, text string) // to the cluster's admins
 
 	unreachable map[netip.Addr]string // addresses that no peer can have, and why
 
@@ -354,6 +355,11 @@ func (l *loop) ensureBridge() ([]string, error) {
 func (l *loop) blame(undone bool) {
 	if undone && len(l.heard) > 0 {
 		l.kernel.Foreign++
+		text := l.heard[0].Text
+		if n := len(l.heard) - 1; n > 0 {
+			text += fmt.Sprintf(", and %d more", n)
+		}
+		l.report(true, reportRepaired, "somebody else changed what is the overlay's, and it is right again: "+text)
 	}
 	for _, c := range l.heard {
 		if undone || c.Port != 0 {
@@ -403,9 +409,11 @@ func (l *loop) tell(why string, did []string, ops []vxlan.Op, err error) {
 	switch {
 	case err != nil && l.kernel.LastError != err.Error():
 		l.log.Error("kernel refused changes, trying again", "error", err)
+		l.report(true, reportRefused, err.Error())
 		l.kernel.LastError = err.Error()
 	case err == nil && l.kernel.LastError != "":
 		l.log.Info("kernel holds everything again")
+		l.report(false, reportHolds, "the kernel holds everything again that the leases ask for")
 		l.kernel.LastError = ""
 	}
 }

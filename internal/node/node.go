@@ -66,7 +66,9 @@ func Run(ctx context.Context, cfg Config, m subnet.Manager, log *slog.Logger) er
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.serve(ctx) })
 	g.Go(func() error { return n.start(ctx, g) })
-	err = g.Wait()
+	if err = g.Wait(); err != nil {
+		n.report(true, reportFailed, err.Error())
+	}
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
 	return err
 }
@@ -155,7 +157,7 @@ func (n *node) newLoop(network subnet.Config) (*loop, error) {
 		return nil, err
 	}
 	l := &loop{
-		cfg: n.cfg, network: network, underlay: u, mtu: mtu, log: n.log, journal: &n.journal,
+		cfg: n.cfg, network: network, underlay: u, mtu: mtu, log: n.log, journal: &n.journal, report: n.report,
 		monitor: monitor, firewall: rules, filter: filter, ready: n.announce, guard: n.folder.check, relet: n.relet, moved: n.moved, bridgeMAC: n.bridgeMAC(),
 		retained: retention{grace: n.cfg.Grace}, answered: map[string]uint64{},
 		repairs: rate.NewLimiter(repairRate, repairBurst),

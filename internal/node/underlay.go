@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
@@ -98,6 +99,7 @@ func (l *loop) follow() {
 		if l.lost != err.Error() {
 			l.log.Warn("underlay not to be found, address and MTU stay as they are", "error", err)
 			l.journal.event("underlay", "lost: "+err.Error())
+			l.report(true, reportLost, "address and MTU stay as they are: "+err.Error())
 		}
 		l.lost = err.Error()
 	} else {
@@ -124,7 +126,9 @@ func (l *loop) find() error {
 	}
 	if !u.Equal(l.underlay) || mtu != l.mtu {
 		l.log.Info("underlay has changed", "interface", u.Interface, "addresses", addrsOf(u), "mtu", u.MTU, "reason", u.Reason)
-		l.journal.event("underlay", fmt.Sprintf("is %v on %s, mtu %d (%s)", addrsOf(u), u.Interface, u.MTU, u.Reason))
+		is := fmt.Sprintf("is %v on %s, mtu %d (%s)", addrsOf(u), u.Interface, u.MTU, u.Reason)
+		l.journal.event("underlay", is)
+		l.report(false, reportMoved, "the underlay "+is+", that of pods "+strconv.Itoa(mtu))
 		if !slices.Equal(u.Ends, l.underlay.Ends) {
 			l.moved()
 		}

@@ -10,12 +10,25 @@ import (
 // warn looks at what makes pods fail although every table is right, and tells what is
 // new of it.
 func (l *loop) warn() {
-	all := slices.Concat(l.checkSettings(), l.otherMTUs(), l.strangers(), l.unfit, l.blockers())
-	for _, w := range all {
-		if !slices.Contains(l.warnings, w) {
-			l.log.Warn(w)
-			l.journal.event("warning", w)
+	others, most := l.otherMTUs()
+	var all []string
+	for _, found := range []struct {
+		reason string // empty: other nodes' admins do not need to hear it from here
+		texts  []string
+	}{
+		{reportSettings, l.checkSettings()}, {most, others}, {"", l.strangers()},
+		{reportUnfit, l.unfit}, {reportBlocked, l.blockers()},
+	} {
+		for _, w := range found.texts {
+			if !slices.Contains(l.warnings, w) {
+				l.log.Warn(w)
+				l.journal.event("warning", w)
+				if found.reason != "" {
+					l.report(true, found.reason, w)
+				}
+			}
 		}
+		all = append(all, found.texts...)
 	}
 	l.warnings = all
 }
@@ -29,15 +42,19 @@ func (l *loop) blockers() (all []string) {
 }
 
 // otherMTUs names the peers whose pods send packets of another size: what is too
-// large for the smaller end depends on path MTU discovery.
-func (l *loop) otherMTUs() []string {
+// large for the smaller end depends on path MTU discovery. It is worth a report if
+// it is this node that differs, from half of them or more.
+func (l *loop) otherMTUs() (all []string, report string) {
 	others := slices.DeleteFunc(slices.Clone(l.leases), func(p subnet.Lease) bool { return p.MTU == 0 || p.MTU == l.mtu })
 	if len(others) == 0 {
-		return nil
+		return nil, ""
+	}
+	if 2*len(others) >= len(l.leases) {
+		report = reportOtherMTU
 	}
 	who := fmt.Sprintf("%d on %s", others[0].MTU, nodeName(others[0]))
 	if n := len(others) - 1; n > 0 {
 		who += fmt.Sprintf(", and another one on %d more nodes", n)
 	}
-	return []string{fmt.Sprintf("MTU of pods is %d here and %s: large packets between them depend on path MTU discovery", l.mtu, who)}
+	return []string{fmt.Sprintf("MTU of pods is %d here and %s: large packets between them depend on path MTU discovery", l.mtu, who)}, report
 }

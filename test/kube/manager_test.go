@@ -40,6 +40,10 @@ func TestManager(t *testing.T) {
 		"rights":                        testRights,
 		"rights without the taint's":    testNoTaintRight,
 		"another prefix is another net": testPrefix,
+		"events":                        testEvents,
+		"events, too many":              testEventFlood,
+		"events of leases":              testEventsOfLeases,
+		"events without a right to":     testNoEventRight,
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := onServer(t, server, parse(t, config4))

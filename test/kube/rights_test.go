@@ -22,6 +22,7 @@ func documented() []rule {
 	return []rule{
 		{[]string{""}, []string{"nodes"}, []string{"get", "list", "watch"}},
 		{[]string{""}, []string{"nodes/status"}, []string{"patch"}},
+		{[]string{""}, []string{"events"}, []string{"create", "patch"}},
 	}
 }
 
@@ -53,6 +54,10 @@ func testRights(t *testing.T, c *cluster) {
 	if s, _ := networkCondition(c.get(t, "us")); s != "False" {
 		t.Errorf("condition %q", s)
 	}
+	m.Report("us", false, "Test", "twice")
+	m.Report("us", false, "Test", "twice")
+	eventually(t, "told twice", func() bool { all := c.events(t, "us"); return len(all) == 1 && all[0].Count == 2 })
+	c.Do(t, http.MethodDelete, eventsPath, nil, nil)
 	stop()
 	if err := m.Withdraw(t.Context(), "us"); err != nil {
 		t.Error(err)

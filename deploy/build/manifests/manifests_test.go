@@ -277,9 +277,10 @@ func TestLeastPrivilege(t *testing.T) {
 			case "DaemonSet":
 				checkPod(t, root+" "+key, at[object](o, "spec", "template", "spec"))
 			case "ClusterRole":
-				want := `[{"apiGroups":[""],"resources":["nodes"],"verbs":["get","list","watch"]},{"apiGroups":[""],"resources":["nodes/status"],"verbs":["patch"]}]`
+				want := `[{"apiGroups":[""],"resources":["nodes"],"verbs":["get","list","watch"]},{"apiGroups":[""],"resources":["nodes/status"],"verbs":["patch"]},` +
+					`{"apiGroups":[""],"resources":["events"],"verbs":["create","patch"]}]`
 				if strings.HasPrefix(root, "uninstall") {
-					want = strings.Replace(want, `,"list","watch"`, "", 1)
+					want = `[{"apiGroups":[""],"resources":["nodes"],"verbs":["get"]},{"apiGroups":[""],"resources":["nodes/status"],"verbs":["patch"]}]`
 				}
 				if got, _ := json.Marshal(o["rules"]); string(got) != want {
 					t.Errorf("%s: rules %s, want %s: what pkg/subnet/kube documents and test/kube runs with", key, got, want)

@@ -79,6 +79,27 @@ func (c *client) annotate(ctx context.Context, seen *node, diff map[string]*stri
 	return n, err
 }
 
+// createEvent writes a new Event.
+func (c *client) createEvent(ctx context.Context, e *event) error {
+	return c.event(ctx, c.rest.Post().SetHeader("Content-Type", runtime.ContentTypeJSON), e)
+}
+
+// countEvent writes how often there was an Event, and when last.
+func (c *client) countEvent(ctx context.Context, e *event) error {
+	count := map[string]any{"count": e.Count, "lastTimestamp": e.Last}
+	return c.event(ctx, c.rest.Patch(types.MergePatchType).Name(e.Name), count)
+}
+
+func (c *client) event(ctx context.Context, r *rest.Request, body any) error {
+	data, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	return served(r.Namespace(eventsOf).Resource("events").Body(data).Do(ctx).Error())
+}
+
 // revision asks how far the server is.
 func (c *client) revision(ctx context.Context) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)

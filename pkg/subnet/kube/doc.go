@@ -28,10 +28,11 @@
 //
 // # Rights
 //
-// These are all that is needed, and all that flannel's manifests give as well:
+// These are all that is needed; flannel's manifests give the first two as well:
 //
 //	nodes         get, list, watch
 //	nodes/status  patch             (annotations, and the condition NodeNetworkUnavailable)
+//	events        create, patch     (flannel's manifests lack it; without it nothing is reported)
 //
 // With Options.StartupTaint also nodes patch, for a taint is no status.
 package kube

@@ -24,6 +24,7 @@ type Manager struct {
 	notes  annotations
 	dialer *outage.Dialer
 	outage *outage.Reporter
+	events *events
 	news   chan struct{} // has room for one: held or announced has changed
 
 	// acquiring has room for one token: who holds it may write the annotations.
@@ -62,9 +63,11 @@ func New(o Options) (*Manager, error) {
 		return nil, err
 	}
 	notes := annotations{o.AnnotationPrefix}
+	c := &client{rest: rest, params: params, notes: notes}
 	return &Manager{
 		opts:      o,
-		client:    &client{rest: rest, params: params, notes: notes},
+		client:    c,
+		events:    newEvents(c, o.Log),
 		notes:     notes,
 		dialer:    dialer,
 		outage:    outage.NewReporter(o.Log),
@@ -73,9 +76,11 @@ func New(o Options) (*Manager, error) {
 	}, nil
 }
 
-// Close ends idle connections. The annotations stay. Call it after the other
-// methods have returned.
+// Close waits a moment for Events that were reported last, and ends idle
+// connections. The annotations stay. Call it after the other methods have
+// returned.
 func (m *Manager) Close() error {
+	m.events.close()
 	m.client.rest.Client.CloseIdleConnections()
 	return nil
 }
@@ -141,8 +146,14 @@ func (m *Manager) Acquire(ctx context.Context, want subnet.Request) (subnet.Leas
 	}
 	defer m.unlock()
 	var l subnet.Lease
+	told := false
 	err = m.outage.Retry(ctx, func(ctx context.Context) error {
 		l, _, err = m.acquire(ctx, cfg, want)
+		var wait *outage.Wait
+		if errors.As(err, &wait) && wait.State == stateUnassigned && !told {
+			told = true
+			m.Report(want.Node, true, eventNoPodCIDR, "pods cannot start: "+wait.Err.Error())
+		}
 		return err
 	})
 	switch {

@@ -227,6 +227,7 @@ func (k *keeper) repair(ctx context.Context) {
 	k.m.outage.Over()
 	if wrote {
 		k.m.opts.Log.Warn("own Node's annotations were changed by somebody else, written again", "before", before.Subnets, "now", lease.Subnets)
+		k.m.Report(lease.Node, true, eventAnnotations, "somebody else changed the annotations that say where this node is reached, and they were written again")
 	}
 	if held, announced := k.m.state(); announced {
 		if err := k.m.announce(ctx, held.want.Node, true); err != nil && ctx.Err() == nil {
