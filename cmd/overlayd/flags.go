@@ -148,6 +148,7 @@ func (o *options) define() {
 	f.StringVar(&n.Bridge, "bridge", n.Bridge, "`name` of the bridge that pods hang on")
 	f.StringVar((*string)(&n.Resolve), "resolve", string(n.Resolve), "`eager|on-miss`: neighbour and FDB entries all at once, or when the kernel asks for them")
 	o.duration(&n.Grace, "grace", n.Grace, "how long a peer whose lease vanished keeps its entries")
+	o.duration(&n.Sweep, "sweep-interval", n.Sweep, "how often to look for addresses whose pod is gone without a DEL; one is freed when it is seen twice")
 	f.StringVar(&n.Metrics, "metrics-address", "", "serve /metrics, /healthz and the rest on this TCP `host:port` too")
 	f.StringVar(&n.CNIConfDir, "cni-conf-dir", "", "`folder` of the runtime's network configuration, into which "+deploy.ConflistName+" is written once pods can start; without it none is")
 	f.StringVar(&n.CNIConfTemplate, "cni-conf-template", "", "`file` of what is written there; without it vxlan-cni, portmap and bandwidth are chained")

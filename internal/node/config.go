@@ -36,6 +36,7 @@ type Config struct {
 	Bridge     string        // name of the bridge that pods hang on
 	Resolve    Resolve       // eager or on-miss
 	Grace      time.Duration // how long a peer outlives its lease
+	Sweep      time.Duration // between two looks for pods that are gone
 	Metrics    string        // TCP address of the API besides the socket; empty: none
 	FixSysctls bool          // set kernel settings that are wrong, instead of only saying so
 	Firewall   firewall.Mode // which back ends
@@ -68,6 +69,7 @@ func Default() Config {
 		Bridge:  "overlay-br0",
 		Resolve: Eager,
 		Grace:   10 * time.Minute,
+		Sweep:   time.Minute,
 
 		Firewall: firewall.Auto, Masquerade: true, PeerFilter: true,
 	}
@@ -113,6 +115,8 @@ func (c Config) Check() error {
 		return &FlagError{"resolve", string(c.Resolve), "eager or on-miss"}
 	case c.Grace < 0:
 		return &FlagError{"grace", c.Grace.String(), "0 or longer"}
+	case c.Sweep < minSweep:
+		return &FlagError{"sweep-interval", c.Sweep.String(), minSweep.String() + " or longer"}
 	case c.Metrics != "" && !hostPort(c.Metrics):
 		return &FlagError{"metrics-address", c.Metrics, "an address and a port, such as 127.0.0.1:9472 or :9472"}
 	case c.CNIConfDir != "" && !filepath.IsAbs(c.CNIConfDir):

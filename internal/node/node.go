@@ -108,7 +108,7 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 		g.Go(func() error { return n.watchConflist(ctx) })
 	}
 	g.Go(func() error {
-		return sweeper{dir: n.cfg.RunDir, bridge: n.cfg.Bridge, log: n.log, journal: &n.journal}.run(ctx)
+		return sweeper{dir: n.cfg.RunDir, bridge: n.cfg.Bridge, every: n.cfg.Sweep, log: n.log, journal: &n.journal}.run(ctx)
 	})
 	g.Go(func() error {
 		defer n.loop.close()

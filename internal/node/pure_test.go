@@ -291,6 +291,7 @@ func TestConfigCheck(t *testing.T) {
 		{"bridge", func(c *Config) { c.Bridge = c.Device }},
 		{"resolve", func(c *Config) { c.Resolve = "lazy" }},
 		{"grace", func(c *Config) { c.Grace = -1 }},
+		{"sweep-interval", func(c *Config) { c.Sweep = 29 * time.Second }},
 		{"metrics-address", func(c *Config) { c.Metrics = "nowhere" }},
 		{"metrics-address", func(c *Config) { c.Metrics = "127.0.0.1:http" }},
 		{"metrics-address", func(c *Config) { c.Metrics = ":70000" }},

@@ -11,14 +11,14 @@ import (
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 )
 
-// sweepEvery is the time between two observations, and the least age of a slot
-// to be swept. A plugin that holds a slot and is still making the link ends
-// long before: its waits are bounded by 20 s.
-const sweepEvery = time.Minute
+// minSweep is the least time between two observations, which is the least age of
+// a slot to be swept. A plugin that holds a slot and is still making the link ends
+// before: its waits are bounded by 20 s.
+const minSweep = 30 * time.Second
 
 // A sweeper frees the slots of pods that are gone although no DEL ever came:
 // the runtime undoes a chain in reverse and stops at the first failure. A slot
-// without a link in two observations, a minute apart, is nobody's.
+// without a link in two observations is nobody's.
 //
 // Links are known by their aliases, for people rename them. While one of our group
 // does not tell whose it is, nothing is freed.
@@ -28,12 +28,13 @@ const sweepEvery = time.Minute
 type sweeper struct {
 	dir     string
 	bridge  string
+	every   time.Duration // from one observation to the next
 	log     *slog.Logger
 	journal *journal
 }
 
 func (s sweeper) run(ctx context.Context) error {
-	tick := time.NewTicker(sweepEvery)
+	tick := time.NewTicker(s.every)
 	defer tick.Stop()
 	suspects := map[ipam.Key]bool{}
 	for {
@@ -41,7 +42,7 @@ func (s sweeper) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			suspects = s.sweep(ctx, suspects, sweepEvery)
+			suspects = s.sweep(ctx, suspects, s.every)
 		}
 	}
 }
