@@ -1,8 +1,10 @@
 package kubelab
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 )
@@ -70,6 +72,27 @@ func (l *Lab) certify(a *authority) error {
 	return nil
 }
 
+// AuditLog is where the API server writes which requests the users of
+// Options.Audit made: a JSON object a line.
+// https://kubernetes.io/docs/reference/config-api/apiserver-audit.v1/
+func (l *Lab) AuditLog() string { return filepath.Join(l.Dir, "audit.log") }
+
+func (l *Lab) auditPolicy() string { return filepath.Join(l.Dir, "audit-policy.json") }
+
+func (l *Lab) writeAuditPolicy() error {
+	rules := []map[string]any{{"level": "None"}}
+	if len(l.audited) > 0 { // a rule without users is for all
+		rules = append([]map[string]any{{"level": "Metadata", "users": l.audited}}, rules...)
+	}
+	b, err := json.Marshal(map[string]any{
+		"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": []string{"RequestReceived"}, "rules": rules,
+	})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(l.auditPolicy(), b, 0o644)
+}
+
 // controlUnits is what the control plane runs.
 func (l *Lab) controlUnits() []Unit {
 	data := filepath.Join(l.Dir, "control", "etcd")
@@ -89,6 +112,7 @@ func (l *Lab) controlUnits() []Unit {
 			"--kubelet-preferred-address-types", "InternalIP",
 			"--service-account-key-file", l.pki("sa.pub"), "--service-account-signing-key-file", l.pki("sa.key"),
 			"--service-account-issuer", "https://kubernetes.default.svc",
+			"--audit-policy-file", l.auditPolicy(), "--audit-log-path", l.AuditLog(), "--audit-log-mode", "blocking",
 			"--enable-admission-plugins", "NodeRestriction", "--event-ttl", "30m", "--profiling=false"}},
 		{Name: "manager", Await: ready, Argv: []string{l.bin("kube-controller-manager"),
 			"--kubeconfig", manager, "--authentication-kubeconfig", manager, "--authorization-kubeconfig", manager,

@@ -25,6 +25,7 @@ type Options struct {
 	Nodes  int      // 1 to 200
 	Images []string // image archives that every node has, besides those of the lab
 	Keep   bool     // the lab may outlive its owner
+	Audit  []string // users of the API whose requests AuditLog has
 }
 
 // A Lab is a cluster: a control plane, whose network namespace has the
@@ -38,6 +39,7 @@ type Lab struct {
 	control *guest
 	ca      *authority
 	keep    bool
+	audited []string
 }
 
 // stateName is the file, inside a lab's folder, from which another process can
@@ -60,7 +62,7 @@ func New(ctx context.Context, o Options) (_ *Lab, err error) {
 	if o.Nodes < 1 || o.Nodes > 200 {
 		return nil, fmt.Errorf("lab of %d nodes: want 1 to 200", o.Nodes)
 	}
-	l := &Lab{ID: netlab.Prefix() + o.Name, keep: o.Keep}
+	l := &Lab{ID: netlab.Prefix() + o.Name, keep: o.Keep, audited: o.Audit}
 	l.Dir = filepath.Join(os.TempDir(), l.ID)
 	// A folder that exists belongs to another lab: Mkdir, not MkdirAll.
 	if err := os.Mkdir(l.Dir, 0o755); err != nil {
@@ -114,6 +116,9 @@ func (l *Lab) prepare(ctx context.Context, images []string) error {
 		return err
 	}
 	l.control = l.guest("control")
+	if err := l.writeAuditPolicy(); err != nil {
+		return err
+	}
 	return l.control.boot(spec{
 		Link: "lo", Units: l.controlUnits(),
 		IP: []string{

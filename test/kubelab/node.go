@@ -58,12 +58,18 @@ func (n *Node) Boot() error {
 	// The link of the boot before goes with its namespace, which takes a moment.
 	return netlab.Eventually(bootLimit, func() error {
 		out, err := n.lab.Within("ip", "link", "add", link, "master", "underlay", "up", "type", "veth",
-			"peer", "name", "eth0", "netns", strconv.Itoa(n.process().PID)).CombinedOutput()
+			"peer", "name", "eth0", "address", n.mac(), "netns", strconv.Itoa(n.process().PID)).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("plug in %s: %w: %s", n.Name, err, out)
 		}
 		return nil
 	})
+}
+
+// mac is that of eth0, which a machine keeps over a boot: others know it by that.
+func (n *Node) mac() string {
+	last := n.Addr.As4()[3]
+	return fmt.Sprintf("02:00:5e:00:53:%02x", last) // locally administered
 }
 
 // PowerOff ends everything on the node at once, as when the power fails.

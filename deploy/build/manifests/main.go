@@ -1,7 +1,9 @@
 // Command manifests renders deploy/kustomize to one file of objects for each way
-// of installing, with the name of an image put in.
+// of installing, with the name of an image put in; and, given values, the Helm
+// chart as `helm template --namespace kube-system vxlan-cni` does.
 //
 //	manifests -o bin/manifests -image registry.example.com/vxlan-cni:v1
+//	manifests -o bin/manifests -values mine.yaml
 package main
 
 import (
@@ -10,11 +12,17 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	"helm.sh/helm/v4/pkg/chart/common"
+	"helm.sh/helm/v4/pkg/chart/common/util"
+	"helm.sh/helm/v4/pkg/chart/v2/loader"
+	"helm.sh/helm/v4/pkg/engine"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/api/resmap"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
+	"sigs.k8s.io/yaml"
 )
 
 // roots are the folders of deploy/kustomize that can be applied.
@@ -35,11 +43,16 @@ func write(args []string) error {
 	from := set.String("from", "../kustomize", "`folder` of the kustomizations")
 	to := set.String("o", "", "`folder` to write to")
 	image := set.String("image", "localhost/vxlan-cni:dev", "`name` of the image, as `make image` named it")
+	chart := set.String("chart", "../helm/vxlan-cni", "`folder` of the Helm chart")
+	values := set.String("values", "", "`file` of values: write helm.yaml, and nothing else")
 	if err := set.Parse(args); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(*to, 0o755); err != nil {
 		return err
+	}
+	if *values != "" {
+		return writeChart(*chart, *values, filepath.Join(*to, "helm.yaml"))
 	}
 	for _, root := range roots {
 		objects, err := render(filepath.Join(*from, root))
@@ -62,4 +75,48 @@ func write(args []string) error {
 // render does what `kubectl kustomize` does.
 func render(dir string) (resmap.ResMap, error) {
 	return krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), dir)
+}
+
+// writeChart renders the chart with the values of a file to one file.
+func writeChart(chart, values, path string) error {
+	text, err := os.ReadFile(values)
+	if err != nil {
+		return err
+	}
+	var v map[string]any
+	if err := yaml.UnmarshalStrict(text, &v); err != nil {
+		return fmt.Errorf("%s: %w", values, err)
+	}
+	files, err := renderChart(chart, v)
+	if err != nil {
+		return fmt.Errorf("render %s: %w", chart, err)
+	}
+	if err := os.WriteFile(path, []byte(strings.Join(files, "\n---\n")), 0o644); err != nil {
+		return err
+	}
+	fmt.Println(path)
+	return nil
+}
+
+// renderChart does what `helm template` does, and returns what each template
+// became.
+func renderChart(dir string, values map[string]any) (files []string, err error) {
+	chart, err := loader.LoadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	release := common.ReleaseOptions{Name: "vxlan-cni", Namespace: "kube-system", IsInstall: true}
+	all, err := util.ToRenderValues(chart, values, release, nil) // checks them by the schema, too
+	if err != nil {
+		return nil, err
+	}
+	rendered, err := engine.Render(chart, all)
+	if err != nil {
+		return nil, err
+	}
+	for _, text := range rendered {
+		files = append(files, text)
+	}
+	slices.Sort(files)
+	return files, nil
 }

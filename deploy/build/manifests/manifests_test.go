@@ -12,11 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"helm.sh/helm/v4/pkg/chart/common"
-	"helm.sh/helm/v4/pkg/chart/common/util"
 	"helm.sh/helm/v4/pkg/chart/v2/lint"
-	"helm.sh/helm/v4/pkg/chart/v2/loader"
-	"helm.sh/helm/v4/pkg/engine"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -93,20 +89,11 @@ func decode(t *testing.T, objects resmap.ResMap) []object {
 // helm renders the chart with values given as YAML.
 func helm(t *testing.T, text string) (map[string]object, error) {
 	t.Helper()
-	chart, err := loader.LoadDir(chartDir)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var values map[string]any
 	if err := yaml.Unmarshal([]byte(text), &values); err != nil {
 		t.Fatal(err)
 	}
-	release := common.ReleaseOptions{Name: "vxlan-cni", Namespace: "kube-system", IsInstall: true}
-	all, err := util.ToRenderValues(chart, values, release, nil)
-	if err != nil {
-		return nil, err
-	}
-	files, err := engine.Render(chart, all)
+	files, err := renderChart(chartDir, values)
 	if err != nil {
 		return nil, err
 	}
@@ -398,5 +385,27 @@ func TestWrite(t *testing.T) {
 		if strings.Contains(string(text), "localhost/") || !strings.Contains(string(text), "image: r.example.com/a/b:c") {
 			t.Errorf("%s:\n%s", root, text)
 		}
+	}
+}
+
+func TestWriteChart(t *testing.T) {
+	dir := t.TempDir()
+	values := filepath.Join(dir, "values.yaml")
+	for text, want := range map[string]string{
+		"image: {repository: r.example.com/a/b, tag: c}": "",
+		"imagen: {}": "imagen",
+		"[":          "values.yaml",
+	} {
+		if err := os.WriteFile(values, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := write([]string{"-chart", chartDir, "-o", dir, "-values", values})
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "helm.yaml"))
+	if err != nil || !strings.Contains(string(text), "r.example.com/a/b:c") || !strings.Contains(string(text), "kind: DaemonSet") {
+		t.Errorf("%v:\n%s", err, text)
 	}
 }
