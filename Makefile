@@ -57,7 +57,7 @@ kube-apiserver: ## build what the tests of the Kubernetes store run on
 # Kubernetes, containerd and CoreDNS take a quarter of an hour on two cores the
 # first time on a machine. KEEP=1 leaves the cluster up; make e2e-down removes it.
 .PHONY: e2e e2e-down e2e-cluster e2e-kind
-E2E := go test -count=1 -p 1 -v -timeout 45m
+E2E := go test -count=1 -p 1 -parallel 8 -v -timeout 45m
 
 e2e: need-root need-ip need-kube kube-apiserver ## run the tests of a whole cluster on a Kubernetes in namespaces of this machine; KEEP=1 leaves it up
 	@echo 'building containerd and CoreDNS, unless they are there'

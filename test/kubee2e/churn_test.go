@@ -101,7 +101,8 @@ func testChurn(t *testing.T) {
 func testStartTimes(t *testing.T) {
 	c := open(t)
 	s := c.space(t)
-	name := c.nodes(t)[0].Name
+	nodes := c.nodes(t)
+	name := nodes[len(nodes)-1].Name
 	ours := s.startTimes("ours", name)
 	t.Logf("figure: pod start, ours: %s", ours)
 	if lab == nil {

@@ -90,33 +90,65 @@ func TestCluster(t *testing.T) {
 	if os.Getenv(kindEnv) == "" {
 		t.Skip("`make e2e` and `make e2e-cluster` run it")
 	}
-	for _, tt := range []struct {
-		name string
-		fn   func(*testing.T)
-	}{
+	for _, tt := range []testCase{
 		{"Install", testInstall},
 		{"Pairs", testPairs},
-		{"LargePackets", testLargePackets},
-		{"NodeToPod", testNodeToPod},
-		{"Services", testServices},
-		{"Hairpin", testHairpin},
-		{"HostPort", testHostPort},
-		{"Bandwidth", testBandwidth},
-		{"DNS", testDNS},
+		{"Traffic", atOnce(
+			testCase{"LargePackets", testLargePackets},
+			testCase{"Hairpin", testHairpin},
+			testCase{"DNS", testDNS},
+			testCase{"Bandwidth", testBandwidth},
+			testCase{"Node", inOrder( // all listen on the nodes' own ports
+				testCase{"NodeToPod", testNodeToPod},
+				testCase{"Services", testServices},
+				testCase{"HostPort", testHostPort},
+			)},
+		)},
+		{"Events", testEvents},
 		{"RollingUpdate", testRollingUpdate},
 		{"Crash", testCrash},
 		{"RuntimeAndKubeletKilled", testRuntimeAndKubeletKilled},
+		{"APIServerKilled", testAPIServerKilled},
 		{"UnreadyNode", testUnreadyNode},
 		{"PowerCut", testPowerCut},
-		{"Sweep", testSweep},
+		{"Nodes", atOnce( // each has a node of its own
+			testCase{"Sweep", testSweep},
+			testCase{"StartTimes", testStartTimes},
+		)},
 		{"Churn", testChurn},
-		{"StartTimes", testStartTimes},
 		{"NodeComesAndGoes", testNodeComesAndGoes},
 		{"Uninstall", testUninstall},
 		{"EtcdStore", testEtcdStore},
+		{"Rights", testRights},
 	} {
 		if !t.Run(tt.name, tt.fn) && tt.name == "Install" {
 			t.FailNow()
+		}
+	}
+}
+
+type testCase struct {
+	name string
+	fn   func(*testing.T)
+}
+
+// inOrder runs cases one after the other.
+func inOrder(cases ...testCase) func(*testing.T) {
+	return func(t *testing.T) {
+		for _, tt := range cases {
+			t.Run(tt.name, tt.fn)
+		}
+	}
+}
+
+// atOnce runs cases at the same time.
+func atOnce(cases ...testCase) func(*testing.T) {
+	return func(t *testing.T) {
+		for _, tt := range cases {
+			t.Run(tt.name, func(t *testing.T) {
+				t.Parallel()
+				tt.fn(t)
+			})
 		}
 	}
 }

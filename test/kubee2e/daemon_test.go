@@ -92,7 +92,11 @@ func testRollingUpdate(t *testing.T) {
 	for _, p := range c.daemons(t, nodes) {
 		before[p.Name] = true
 	}
-	kubectl(t, "--namespace", system, "rollout", "restart", "daemonset/"+daemonSet)
+	if lab != nil { // with what makes tests that follow wait less
+		kubectl(t, "--namespace", system, "set", "env", "daemonset/"+daemonSet, "OVERLAYD_GRACE=2s", "OVERLAYD_SWEEP_INTERVAL=30s")
+	} else {
+		kubectl(t, "--namespace", system, "rollout", "restart", "daemonset/"+daemonSet)
+	}
 	kubectl(t, "--namespace", system, "rollout", "status", "daemonset/"+daemonSet, "--timeout=3m")
 	for _, p := range c.daemons(t, nodes) {
 		if before[p.Name] {
@@ -158,6 +162,31 @@ func testRuntimeAndKubeletKilled(t *testing.T) {
 		t.Errorf("echo0: address %s and %d restarts, want %s and 0",
 			after.Status.PodIP, after.Status.ContainerStatuses[0].RestartCount, before.Status.PodIP)
 	}
+}
+
+// testAPIServerKilled: connections and nodes stay as they are without an API server,
+// and news come when there is one again.
+func testAPIServerKilled(t *testing.T) {
+	c := open(t)
+	nodes := c.nodes(t)
+	node(t, nodes[0].Name) // skips elsewhere
+	s := c.space(t)
+	names := s.holders()
+	if err := lab.Kill("apiserver"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, "an API server", func() bool {
+		_, err := c.client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(t.Context())
+		return err == nil
+	})
+	for i, n := range nodes {
+		s.pod(fmt.Sprint("late", i), n.Name, server(), nil)
+	}
+	for i := range nodes {
+		s.pods(fmt.Sprint("late", i), 1)
+	}
+	c.daemons(t, len(nodes))
+	s.wantHeld(names)
 }
 
 // testPowerCut: a node loses its power and boots again. Its pods come back, and

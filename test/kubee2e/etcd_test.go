@@ -14,8 +14,8 @@ import (
 	"github.com/vxlan-cni/vxlan-cni/test/kubelab"
 )
 
-// testEtcdStore: the same with leases in etcd, by TLS. It begins on nodes that
-// have nothing.
+// testEtcdStore: the same with leases in etcd, by TLS, and the Helm chart. It begins
+// on nodes that have nothing.
 func testEtcdStore(t *testing.T) {
 	c := open(t)
 	nodes := c.nodes(t)
@@ -34,13 +34,15 @@ func testEtcdStore(t *testing.T) {
 	if _, err := c.client.CoreV1().Secrets(system).Create(t.Context(), secret, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	endpoints := func(name string) string {
-		return `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"` + name + `","namespace":"` + system + `"},"data":{"endpoints":"` + kubelab.EtcdURL + `"}}`
-	}
-	install := overlay(t, "etcd", "patches:\n- patch: |\n    "+endpoints("vxlan-cni")+"\n")
-	remove := overlay(t, "uninstall/etcd", "patches:\n- patch: |\n    "+endpoints("vxlan-cni-uninstall")+"\n")
+	install := chart(t, map[string]any{
+		"store": "etcd",
+		"etcd":  map[string]any{"endpoints": []string{kubelab.EtcdURL}, "tlsSecret": secret.Name},
+	})
+	const config = `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"vxlan-cni-uninstall","namespace":"` + system + `"},` +
+		`"data":{"endpoints":"` + kubelab.EtcdURL + `"}}`
+	remove := overlay(t, "uninstall/etcd", "patches:\n- patch: |\n    "+config+"\n")
 	began := time.Now()
-	kubectl(t, "apply", "-k", install)
+	kubectl(t, "apply", "-f", install)
 	c.allReady(t)
 	t.Logf("figure: manifest applied → all nodes Ready, etcd store: %s", time.Since(began).Round(100*time.Millisecond))
 	s := c.space(t)
@@ -50,7 +52,7 @@ func testEtcdStore(t *testing.T) {
 		s.reachAll(from, pods)
 	}
 	s.deleteDeployment("web")
-	c.takeOff(t, install, remove)
+	c.takeOff(t, []string{"-f", install}, []string{"-k", remove})
 }
 
 // deleteDeployment deletes a Deployment and waits until its pods are gone.

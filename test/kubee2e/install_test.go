@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,30 +49,47 @@ func kubectl(t testing.TB, args ...string) string {
 
 // overlay writes a kustomization on top of one of deploy/kustomize, with this
 // cluster's network and image, and returns its folder.
-func overlay(t testing.TB, base, more string) string {
+func overlay(t testing.TB, base, more string, components ...string) string {
 	t.Helper()
-	module, err := program.Module()
-	if err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
-	// kustomize takes a base by a relative path only.
-	rel, err := filepath.Rel(dir, filepath.Join(module, "../deploy/kustomize", base))
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := fmt.Sprintf("apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [%q]\n%s", rel, more)
-	if name := os.Getenv("IMAGE"); name != "" {
-		repository, tag := name, ""
-		if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
-			repository, tag = name[:i], name[i+1:]
+	text := fmt.Sprintf("apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [%q]\n%s", kustomization(t, dir, base), more)
+	for i, c := range components {
+		if i == 0 {
+			text += "components:\n"
 		}
-		text += fmt.Sprintf("images: [{name: localhost/vxlan-cni, newName: %q, newTag: %q}]\n", repository, cmp.Or(tag, "latest"))
+		text += fmt.Sprintf("- %q\n", kustomization(t, dir, c))
+	}
+	if repository, tag := imageName(); repository != "" {
+		text += fmt.Sprintf("images: [{name: localhost/vxlan-cni, newName: %q, newTag: %q}]\n", repository, tag)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// kustomization is one of deploy/kustomize as seen from dir: kustomize takes a base
+// by a relative path only.
+func kustomization(t testing.TB, dir, base string) string {
+	t.Helper()
+	module, err := program.Module()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rel, err := filepath.Rel(dir, filepath.Join(module, "../deploy/kustomize", base))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rel
+}
+
+// imageName is the image of IMAGE; empty if that is not set.
+func imageName() (repository, tag string) {
+	name := os.Getenv("IMAGE")
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+		return name[:i], name[i+1:]
+	}
+	return name, "latest"
 }
 
 // kubeStore is the kustomization that keeps leases on the Nodes.
@@ -85,11 +103,43 @@ func kubeStore(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return overlay(t, "kube", "patches:\n- patch: |\n    "+string(patch)+"\n")
+	var components []string
+	if lab != nil { // whose nodes register with it
+		components = append(components, "startup-taint")
+	}
+	return overlay(t, "kube", "patches:\n- patch: |\n    "+string(patch)+"\n", components...)
 }
 
+// chart renders the Helm chart with values, and returns the file.
+func chart(t testing.TB, values map[string]any) string {
+	t.Helper()
+	if repository, tag := imageName(); repository != "" {
+		values["image"] = map[string]any{"repository": repository, "tag": tag}
+	}
+	b, err := json.Marshal(values) // which is YAML, too
+	if err != nil {
+		t.Fatal(err)
+	}
+	module, err := program.Module()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	file := filepath.Join(dir, "values.yaml")
+	if err := os.WriteFile(file, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := program.Go(t.Context(), filepath.Join(module, "../deploy/build"), "run", "./manifests", "-o", dir, "-values", file); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "helm.yaml")
+}
+
+// startupTaint is the one of the component startup-taint.
+const startupTaint = "node.vxlan-cni.io/overlay-not-ready"
+
 // testInstall is the first of all, and the others stand on it: the nodes become
-// ready by what is installed.
+// ready by what is installed, and a pod that was there before it starts.
 func testInstall(t *testing.T) {
 	c := open(t)
 	if lab != nil {
@@ -100,10 +150,21 @@ func testInstall(t *testing.T) {
 			t.Skipf("%s is ready before anything is installed", n.Name)
 		}
 	}
+	s := c.space(t)
+	early := c.nodes(t)[0].Name
+	s.pod("early", early, server(), nil)
 	began := time.Now()
 	kubectl(t, "apply", "-k", kubeStore(t))
+	c.noteRights(t)
 	c.allReady(t)
 	t.Logf("figure: manifest applied → all nodes Ready: %s", time.Since(began).Round(100*time.Millisecond))
+	s.pods("early", 1)
+	s.noFailedSandbox(began)
+	eventually(t, time.Minute, "no Node has the start-up taint", func() bool {
+		return !slices.ContainsFunc(c.nodes(t), func(n corev1.Node) bool {
+			return slices.ContainsFunc(n.Spec.Taints, func(x corev1.Taint) bool { return x.Key == startupTaint })
+		})
+	})
 	for _, p := range c.daemons(t, len(c.nodes(t))) {
 		for _, k := range append(p.Spec.InitContainers, p.Spec.Containers...) {
 			if s := k.SecurityContext; s == nil || s.Privileged != nil && *s.Privileged {

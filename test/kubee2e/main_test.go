@@ -104,7 +104,9 @@ func withLab() (exit int, err error) {
 	began := time.Now()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	l, err := kubelab.New(ctx, kubelab.Options{Name: "k8s", Nodes: labNodes, Images: []string{archive}, Keep: os.Getenv(keepEnv) != ""})
+	l, err := kubelab.New(ctx, kubelab.Options{
+		Name: "k8s", Nodes: labNodes, Images: []string{archive}, Keep: os.Getenv(keepEnv) != "", Audit: accounts(), Taint: startupTaint,
+	})
 	if err != nil {
 		return 1, err
 	}

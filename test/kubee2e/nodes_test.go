@@ -45,9 +45,8 @@ func testNodeComesAndGoes(t *testing.T) {
 	if got := c.routes(t, first, cidrs); len(got) != len(cidrs) {
 		t.Fatalf("%s has routes %q, want those to %v", first, got, cidrs)
 	}
-	// A Node that is deleted may be a slip: its routes stay for --grace.
-	kubectl(t, "--namespace", system, "set", "env", "daemonset/"+daemonSet, "OVERLAYD_GRACE=2s")
-	kubectl(t, "--namespace", system, "rollout", "status", "daemonset/"+daemonSet, "--timeout=3m")
+	// A Node that is deleted may be a slip: its routes stay for --grace, which the
+	// rolling update has made short.
 	if err := n.PowerOff(); err != nil {
 		t.Fatal(err)
 	}
@@ -71,8 +70,6 @@ func testNodeComesAndGoes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kubectl(t, "--namespace", system, "set", "env", "daemonset/"+daemonSet, "OVERLAYD_GRACE-")
-	kubectl(t, "--namespace", system, "rollout", "status", "daemonset/"+daemonSet, "--timeout=3m")
 }
 
 // routes are those of a node to subnets.
@@ -143,7 +140,10 @@ done`, ip)
 	if out, err := m.Output("sh", "-c", script); err != nil || !strings.Contains(out, "removed") {
 		t.Fatalf("remove the pod's namespace: %q, %v", out, err)
 	}
-	eventually(t, 4*time.Minute, ip+" swept", func() bool { return !held() })
+	eventually(t, 4*time.Minute, ip+" swept", func() bool {
+		time.Sleep(time.Second) // to ask costs a look at all processes
+		return !held()
+	})
 }
 
 // testUninstall: what was installed is taken off, and the nodes are as they
@@ -153,7 +153,7 @@ func testUninstall(t *testing.T) {
 	for _, n := range c.nodes(t) {
 		node(t, n.Name) // skips elsewhere
 	}
-	c.takeOff(t, kubeStore(t), overlay(t, "uninstall/kube", ""))
+	c.takeOff(t, []string{"-k", kubeStore(t)}, []string{"-k", overlay(t, "uninstall/kube", "")})
 	for _, n := range c.nodes(t) {
 		out, err := node(t, n.Name).Output("sh", "-c",
 			`ls -A /etc/cni/net.d; ls -A /opt/cni/bin; ls -d /run/vxlan-cni 2>/dev/null; ip -o link | grep -v ': lo:\|: eth0@'; ip route show proto 77; ip -6 route show proto 77; nft list tables | grep -v 'kube-proxy\|table ip[6]* \(nat\|filter\|mangle\)'; true`)
@@ -178,14 +178,15 @@ func testUninstall(t *testing.T) {
 }
 
 // takeOff removes an installation by its own means.
-func (c *cluster) takeOff(t testing.TB, installed, remover string) {
+func (c *cluster) takeOff(t testing.TB, installed, remover []string) {
 	t.Helper()
-	kubectl(t, "delete", "--wait", "-k", installed)
+	kubectl(t, append([]string{"delete", "--wait"}, installed...)...)
 	eventually(t, podsWithin, "no pods of the DaemonSet", func() bool {
 		list, err := c.client.CoreV1().Pods(system).List(t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=" + daemonSet})
 		return err == nil && len(list.Items) == 0
 	})
-	kubectl(t, "apply", "-k", remover)
+	kubectl(t, append([]string{"apply"}, remover...)...)
+	c.noteRights(t)
 	kubectl(t, "--namespace", system, "rollout", "status", "daemonset/vxlan-cni-uninstall", "--timeout=3m")
-	kubectl(t, "delete", "--wait", "-k", remover)
+	kubectl(t, append([]string{"delete", "--wait"}, remover...)...)
 }

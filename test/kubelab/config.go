@@ -148,12 +148,16 @@ func (n *Node) units() []Unit {
 
 // files is what a node finds in /etc.
 func (n *Node) files() map[string]string {
+	kubelet := strings.ReplaceAll(kubeletConfig, "@CA@", n.lab.pki("ca.crt"))
+	if n.lab.taint != "" {
+		kubelet += "registerWithTaints: [{key: " + n.lab.taint + ", effect: NoSchedule}]\n"
+	}
 	return map[string]string{
 		"/etc/hostname":                   n.Name + "\n",
 		"/etc/hosts":                      fmt.Sprintf("127.0.0.1 localhost\n::1 localhost\n%s %s\n", n.Addr, n.Name),
 		"/etc/resolv.conf":                "nameserver " + DNSService + "\n",
 		"/etc/containerd/config.toml":     containerdConfig,
-		"/etc/kubernetes/kubelet.yaml":    strings.ReplaceAll(kubeletConfig, "@CA@", n.lab.pki("ca.crt")),
+		"/etc/kubernetes/kubelet.yaml":    kubelet,
 		"/etc/kubernetes/kube-proxy.yaml": fmt.Sprintf(proxyConfig, n.lab.pki("proxy.kubeconfig"), n.Proxy, PodCIDR+","+PodCIDR6, n.Name, n.Addr),
 	}
 }

@@ -26,6 +26,7 @@ type Options struct {
 	Images []string // image archives that every node has, besides those of the lab
 	Keep   bool     // the lab may outlive its owner
 	Audit  []string // users of the API whose requests AuditLog has
+	Taint  string   // key of the taint that nodes register with; none if empty
 }
 
 // A Lab is a cluster: a control plane, whose network namespace has the
@@ -40,6 +41,7 @@ type Lab struct {
 	ca      *authority
 	keep    bool
 	audited []string
+	taint   string
 }
 
 // stateName is the file, inside a lab's folder, from which another process can
@@ -53,6 +55,7 @@ type state struct {
 	Place  string         `json:"place"` // the owner's module: whose lab it is
 	Kept   bool           `json:"kept"`
 	Nodes  int            `json:"nodes"`
+	Taint  string         `json:"taint,omitempty"`
 	Images []string       `json:"images"`
 }
 
@@ -62,7 +65,7 @@ func New(ctx context.Context, o Options) (_ *Lab, err error) {
 	if o.Nodes < 1 || o.Nodes > 200 {
 		return nil, fmt.Errorf("lab of %d nodes: want 1 to 200", o.Nodes)
 	}
-	l := &Lab{ID: netlab.Prefix() + o.Name, keep: o.Keep, audited: o.Audit}
+	l := &Lab{ID: netlab.Prefix() + o.Name, keep: o.Keep, audited: o.Audit, taint: o.Taint}
 	l.Dir = filepath.Join(os.TempDir(), l.ID)
 	// A folder that exists belongs to another lab: Mkdir, not MkdirAll.
 	if err := os.Mkdir(l.Dir, 0o755); err != nil {
@@ -186,6 +189,10 @@ func (l *Lab) Within(name string, args ...string) *exec.Cmd {
 	return exec.Command("nsenter", append([]string{"--net=/proc/" + pid + "/ns/net", "--", name}, args...)...)
 }
 
+// Kill kills a unit of the control plane, such as apiserver; it is started again
+// at once.
+func (l *Lab) Kill(unit string) error { return l.control.Kill(unit) }
+
 // Close ends everything that runs in the lab, and removes it.
 func (l *Lab) Close() error {
 	errs := []error{removeGroups(l.ID)}
@@ -228,7 +235,7 @@ func (l *Lab) save() error {
 		return err
 	}
 	path := filepath.Join(l.Dir, stateName)
-	s := state{ID: l.ID, Owner: netlab.ProcessOf("owner", os.Getpid()), Place: place, Kept: l.keep, Images: l.images}
+	s := state{ID: l.ID, Owner: netlab.ProcessOf("owner", os.Getpid()), Place: place, Kept: l.keep, Images: l.images, Taint: l.taint}
 	if old, err := load(path); err == nil {
 		s.Owner, s.Kept = old.Owner, old.Kept // a process that opened the lab does not own it
 	}
@@ -263,7 +270,7 @@ func Open(dir string) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Lab{ID: s.ID, Dir: dir, images: s.Images, keep: s.Kept}
+	l := &Lab{ID: s.ID, Dir: dir, images: s.Images, keep: s.Kept, taint: s.Taint}
 	l.control = l.guest("control")
 	for i := range s.Nodes {
 		l.Nodes = append(l.Nodes, l.node(i+1))
