@@ -23,11 +23,19 @@ type Withdrawer interface {
 	Withdraw(ctx context.Context, node string) error
 }
 
+// A Forgetter is a Withdrawer that leaves in the store that the node has no network,
+// until it is told that the node says so itself.
+type Forgetter interface {
+	Forget(ctx context.Context, node string) error
+}
+
 // withdrawWithin bounds what a store that does not answer may hold up.
 const withdrawWithin = 15 * time.Second
 
 // Cleanup takes everything off this node that bears our mark, and the node out of
-// the store, and tells each thing that it did. Nothing else is touched. It goes on
+// the store, and tells each thing that it did. Nothing else is touched. With a folder
+// for it the runtime's network configuration goes, too: kubelet then calls the node
+// not ready, and the store need not. It goes on
 // after errors, and joins them. It refuses while a daemon runs, which would make
 // everything anew.
 func Cleanup(ctx context.Context, cfg Config, m subnet.Manager, tell func(string)) error {
@@ -58,7 +66,7 @@ func Cleanup(ctx context.Context, cfg Config, m subnet.Manager, tell func(string
 		}
 	}
 	for _, remove := range []func() ([]string, error){
-		vxlan.RemoveRoutes, func() ([]string, error) { return vxlan.RemoveDevices() }, pod.RemoveAll, firewall.Remove,
+		cfg.removeConflist, vxlan.RemoveRoutes, func() ([]string, error) { return vxlan.RemoveDevices() }, pod.RemoveAll, firewall.Remove,
 		func() ([]string, error) { return removeFiles(cfg.RunDir) },
 	} {
 		did, err := remove()
@@ -66,6 +74,11 @@ func Cleanup(ctx context.Context, cfg Config, m subnet.Manager, tell func(string
 			tell(d)
 		}
 		errs = append(errs, err)
+	}
+	if f, ok := m.(Forgetter); ok && cfg.CNIConfDir != "" && errors.Join(errs...) == nil {
+		limited, cancel := context.WithTimeout(ctx, withdrawWithin)
+		defer cancel()
+		errs = append(errs, f.Forget(limited, cfg.Node))
 	}
 	return errors.Join(errs...)
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vxlan-cni/vxlan-cni/deploy"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/subnettest"
 )
 
@@ -51,7 +52,8 @@ func TestCleanupLeavesNothing(t *testing.T) {
 	store := subnettest.NewStore(network(t))
 	put(t, store, on6(lease("a", "10.244.77.0/24 fd00:0:0:77::/64", "192.0.2.77", 77), "2001:db8::77", 78))
 	dir := filepath.Join(t.TempDir(), "run")
-	r := start(t, store, func(c *Config) { c.RunDir = dir })
+	conf := t.TempDir()
+	r := start(t, store, func(c *Config) { c.RunDir, c.CNIConfDir = dir, conf })
 	r.ready()
 	r.inSync(1)
 	err := Cleanup(t.Context(), r.cfg, store.Manager(), func(string) { t.Error("something was done under a running daemon") })
@@ -75,13 +77,23 @@ func TestCleanupLeavesNothing(t *testing.T) {
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
 		t.Errorf("run folder: %v", err)
 	}
+	if left, err := os.ReadDir(conf); err != nil || len(left) > 0 {
+		t.Errorf("left of the CNI configuration: %v, %v", left, err)
+	}
 	for _, want := range []string{"removed overlay.1", "removed overlay-v6.1", "removed bridge overlay-br0", "removed route 10.244.77.0/24", "removed " + dir} {
 		if !slices.Contains(did, want) {
 			t.Errorf("%q is not among\n%s", want, strings.Join(did, "\n"))
 		}
 	}
+	foreign := filepath.Join(conf, deploy.ConflistName)
+	if err := os.WriteFile(foreign, []byte(`{"cniVersion":"1.0.0","name":"theirs","plugins":[{"type":"bridge"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	did = nil
 	if err := Cleanup(context.Background(), r.cfg, store.Manager(), func(s string) { did = append(did, s) }); err != nil || len(did) > 1 {
 		t.Errorf("a second time: %q, %v", did, err)
+	}
+	if _, err := os.Stat(foreign); err != nil {
+		t.Errorf("somebody else's network configuration under our name: %v", err)
 	}
 }

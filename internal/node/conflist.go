@@ -43,6 +43,25 @@ func (c Config) writeConflist() error {
 	return nil
 }
 
+// removeConflist removes what writeConflist wrote. What has no plugin of ours stays.
+func (c Config) removeConflist() (did []string, err error) {
+	if c.CNIConfDir == "" {
+		return nil, nil
+	}
+	path := filepath.Join(c.CNIConfDir, deploy.ConflistName)
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && checkConflist(text) != nil {
+		return nil, nil
+	}
+	if err == nil {
+		err = os.Remove(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return []string{"removed " + path}, nil
+}
+
 // conflistMode lets everybody read a conflist, as runtimes' packages do.
 const conflistMode fs.FileMode = 0o644
 

@@ -82,6 +82,7 @@ func testEventFlood(t *testing.T, c *cluster) {
 	for i := range 50 {
 		m.Report("flooded", true, "Trouble", fmt.Sprint("number ", i))
 	}
+	eventually(t, "Events", func() bool { return len(c.events(t, "flooded")) >= 25 })
 	if err := m.Close(); err != nil {
 		t.Error(err)
 	}

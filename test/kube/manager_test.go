@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/kube"
 	"github.com/vxlan-cni/vxlan-cni/test/apitest"
@@ -278,7 +280,7 @@ func testFlannelNode(t *testing.T, c *cluster) {
 
 func networkCondition(n object) (status, reason string) {
 	for _, c := range n.Status.Conditions {
-		if c.Type == "NodeNetworkUnavailable" {
+		if c.Type == string(corev1.NodeNetworkUnavailable) {
 			return c.Status, c.Reason
 		}
 	}

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/kube"
 )
@@ -34,7 +36,7 @@ func (c *cluster) flannel(t *testing.T, name, address string) {
 	c.Do(t, http.MethodPatch, nodesPath+"/"+name+"/status", map[string]any{"metadata": map[string]any{"annotations": set}}, nil)
 	now := time.Now().UTC().Format(time.RFC3339)
 	c.Do(t, http.MethodPatch, nodesPath+"/"+name+"/status", map[string]any{"status": map[string]any{"conditions": []map[string]any{{
-		"type": "NodeNetworkUnavailable", "status": "False", "reason": "FlannelIsUp", "message": "Flannel is running on this node",
+		"type": corev1.NodeNetworkUnavailable, "status": "False", "reason": "FlannelIsUp", "message": "Flannel is running on this node",
 		"lastHeartbeatTime": now, "lastTransitionTime": now,
 	}}}}, nil)
 }
@@ -114,6 +116,9 @@ func testWithdraw(t *testing.T, c *cluster) {
 	c.register(t, "us", "10.244.1.0/24")
 	c.register(t, "peer", "10.244.2.0/24")
 	c.register(t, "bare", "10.244.3.0/24")
+	c.Do(t, http.MethodPatch, nodesPath+"/us/status", map[string]any{"status": map[string]any{
+		"conditions": []map[string]string{{"type": "Ready", "status": "True"}},
+	}}, nil)
 	c.annotate(t, "us", map[string]any{"mine": "stays", prefix + "public-ip-overwrite": "192.0.2.1"})
 	m := c.manager(t, nil)
 	acquire(t, m, request("us", 1))
@@ -138,6 +143,18 @@ func testWithdraw(t *testing.T, c *cluster) {
 		}
 	}
 	p.waitFor(t, "no peers", peers())
+	// Who brings another network finds nothing of this one.
+	for range 2 {
+		if err := m.Forget(t.Context(), "us"); err != nil {
+			t.Fatal(err)
+		}
+		if n := c.get(t, "us"); len(n.Status.Conditions) != 1 || n.Status.Conditions[0].Type != "Ready" {
+			t.Errorf("conditions %+v, want kubelet's alone", n.Status.Conditions)
+		}
+	}
+	if err := m.Forget(t.Context(), "nobody"); err != nil {
+		t.Error(err)
+	}
 	for _, none := range []string{"bare", "nobody"} {
 		if err := m.Withdraw(t.Context(), none); err != nil {
 			t.Errorf("%s: %v", none, err)
@@ -172,7 +189,10 @@ func testWithdrawBesideFlannel(t *testing.T, c *cluster) {
 	if want := flannels("192.0.2.1", flannelMAC); !maps.Equal(n.Metadata.Annotations, want) {
 		t.Errorf("annotations %q\nwant        %q", n.Metadata.Annotations, want)
 	}
-	if s, r := networkCondition(n); s != "False" || r != "FlannelIsUp" {
+	if err := m.Forget(t.Context(), "us"); err != nil {
+		t.Error(err)
+	}
+	if s, r := networkCondition(c.get(t, "us")); s != "False" || r != "FlannelIsUp" {
 		t.Errorf("condition %s %s", s, r)
 	}
 }

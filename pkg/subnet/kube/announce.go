@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -15,10 +16,13 @@ import (
 
 // networkUnavailable is the condition that keeps pods off a Node while it is
 // True: https://kubernetes.io/docs/reference/node/node-status/#condition
-const networkUnavailable = "NodeNetworkUnavailable"
+const networkUnavailable = "NetworkUnavailable"
+
+// reasonDown is why it is True after Withdraw and Release.
+const reasonDown = "OverlayIsDown"
 
 // Announce tells the cluster whether pods on this node can reach others: the
-// condition NodeNetworkUnavailable of the own Node becomes False, or True, and
+// condition NetworkUnavailable of the own Node becomes False, or True, and
 // if ready the start-up taint goes. Nothing is written that is right already.
 // After Announce(true) Run says it again whenever somebody says otherwise, or
 // the Node is registered anew. It makes one attempt, and wants Acquire first.
@@ -48,7 +52,7 @@ func (m *Manager) announce(ctx context.Context, name string, ready bool) error {
 // setCondition writes the condition, if it is another.
 func (m *Manager) setCondition(ctx context.Context, n *node, ready bool) error {
 	want := condition{
-		Type: networkUnavailable, Status: "True", Reason: "OverlayIsDown",
+		Type: networkUnavailable, Status: "True", Reason: reasonDown,
 		Message: "the pod overlay was taken off this node",
 	}
 	if ready {
@@ -76,6 +80,26 @@ func (n *node) condition() condition {
 		}
 	}
 	return condition{}
+}
+
+// Forget takes the condition off the Node that Withdraw left there, for a node that
+// says by itself that it has no network: one without a CNI configuration. The
+// condition would keep pods off it whatever network it has next.
+func (m *Manager) Forget(ctx context.Context, name string) error {
+	n, err := m.client.get(ctx, name)
+	var wait *outage.Wait
+	if errors.As(err, &wait) && wait.State == stateNoNode {
+		return nil
+	}
+	if err == nil && n.condition().Reason == reasonDown {
+		gone := map[string]string{"type": networkUnavailable, "$patch": "delete"}
+		body := map[string]any{"status": map[string]any{"conditions": []map[string]string{gone}}}
+		_, err = m.client.patch(ctx, name, types.StrategicMergePatchType, body, status)
+	}
+	if err != nil {
+		return fmt.Errorf("forget %s: %w", name, err)
+	}
+	return nil
 }
 
 // removeTaint takes the start-up taint from the Node, and no other: each place

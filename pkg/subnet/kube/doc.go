@@ -31,7 +31,7 @@
 // These are all that is needed; flannel's manifests give the first two as well:
 //
 //	nodes         get, list, watch
-//	nodes/status  patch             (annotations, and the condition NodeNetworkUnavailable)
+//	nodes/status  patch             (annotations, and the condition NetworkUnavailable)
 //	events        create, patch     (flannel's manifests lack it; without it nothing is reported)
 //
 // With Options.StartupTaint also nodes patch, for a taint is no status.

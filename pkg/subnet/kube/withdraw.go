@@ -11,12 +11,12 @@ import (
 )
 
 // Withdraw takes the node's own lease off its Node, for a node that is no more
-// to be part of the network: the condition NodeNetworkUnavailable becomes True,
+// to be part of the network: the condition NetworkUnavailable becomes True,
 // so that no more pods come, and then the annotations go, so that peers drop the
 // node. The subnets stay the Node's, and so do annotations that a flannel which
 // came back has written over ours. That there is no Node, or no lease on it, is
 // a success. It waits while the API server cannot be reached, until ctx ends. A
-// Run would write the annotations again: end it first.
+// Run would write the annotations again: end it first. Forget takes the condition off.
 func (m *Manager) Withdraw(ctx context.Context, name string) error {
 	err := m.outage.RetryAndTell(ctx, func(ctx context.Context) error { return m.withdraw(ctx, name) })
 	if err != nil {
