@@ -34,23 +34,39 @@ func WriteImages(ctx context.Context, dir string) error {
 	return writeImage(filepath.Join(dir, "etool.tar"), ToolImage, filepath.Join(bin, "etool"))
 }
 
-// writeImage writes an OCI image archive at path: one layer with one program,
-// which is the entry point.
+// writeImage writes an OCI image archive at path: one program, which is the entry
+// point.
 func writeImage(path, name, program string) error {
 	b, err := os.ReadFile(program)
 	if err != nil {
 		return err
 	}
 	base := filepath.Base(program)
-	layer, err := archive([]file{
-		{"tmp/", nil, 0o1777}, {"etc/", nil, 0o755}, {"bin/", nil, 0o755}, {"bin/" + base, b, 0o755},
-	})
+	i := image{names: []string{name}, entry: "/bin/" + base}
+	i.files = []file{
+		{name: "tmp/", mode: 0o1777}, {name: "etc/", mode: 0o755}, {name: "bin/", mode: 0o755},
+		{name: "bin/" + base, data: b, mode: 0o755},
+	}
+	return i.write(path)
+}
+
+// An image is one of a single layer.
+type image struct {
+	names []string // it may have several
+	entry string   // point
+	args  []string // of it, unless a pod has its own
+	files []file
+}
+
+// write writes the image as an OCI archive.
+func (i *image) write(path string) error {
+	layer, err := archive(i.files)
 	if err != nil {
 		return err
 	}
 	config, err := json.Marshal(map[string]any{
 		"architecture": runtime.GOARCH, "os": "linux",
-		"config": map[string]any{"Entrypoint": []string{"/bin/" + base}, "Env": []string{"PATH=/bin"}},
+		"config": map[string]any{"Entrypoint": []string{i.entry}, "Cmd": i.args, "Env": []string{"PATH=/bin"}},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{digest(layer)}},
 	})
 	if err != nil {
@@ -65,15 +81,22 @@ func writeImage(path, name, program string) error {
 	if err != nil {
 		return err
 	}
-	of := descriptor(kind+"manifest.v1+json", manifest)
-	of["annotations"] = map[string]string{"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name}
-	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "manifests": []any{of}})
+	var manifests []any
+	for _, name := range i.names {
+		of := descriptor(kind+"manifest.v1+json", manifest)
+		of["annotations"] = map[string]string{"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name}
+		manifests = append(manifests, of)
+	}
+	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "manifests": manifests})
 	if err != nil {
 		return err
 	}
-	files := []file{{"oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o644}, {"index.json", index, 0o644}}
+	files := []file{
+		{name: "oci-layout", data: []byte(`{"imageLayoutVersion":"1.0.0"}`), mode: 0o644},
+		{name: "index.json", data: index, mode: 0o644},
+	}
 	for _, blob := range [][]byte{layer, config, manifest} {
-		files = append(files, file{"blobs/sha256/" + digest(blob)[len("sha256:"):], blob, 0o644})
+		files = append(files, file{name: "blobs/sha256/" + digest(blob)[len("sha256:"):], data: blob, mode: 0o644})
 	}
 	all, err := archive(files)
 	if err != nil {
@@ -95,6 +118,7 @@ func descriptor(kind string, b []byte) map[string]any {
 type file struct {
 	name string
 	data []byte
+	link string // to what, if it is a symbolic link
 	mode int64
 }
 
@@ -104,8 +128,11 @@ func archive(files []file) ([]byte, error) {
 	var errs []error
 	for _, f := range files {
 		h := &tar.Header{Typeflag: tar.TypeReg, Name: f.name, Mode: f.mode, Size: int64(len(f.data))}
-		if f.name[len(f.name)-1] == '/' {
+		switch {
+		case f.name[len(f.name)-1] == '/':
 			h.Typeflag = tar.TypeDir
+		case f.link != "":
+			h.Typeflag, h.Linkname = tar.TypeSymlink, f.link
 		}
 		err := w.WriteHeader(h)
 		errs = append(errs, err)
