@@ -60,9 +60,10 @@ kube-apiserver: ## build what the tests of the Kubernetes store run on
 E2E := go test -count=1 -p 1 -parallel 8 -v -timeout 45m
 
 e2e: need-root need-ip need-kube kube-apiserver ## run the tests of a whole cluster on a Kubernetes in namespaces of this machine; KEEP=1 leaves it up
-	@echo 'building containerd and CoreDNS, unless they are there'
+	@echo 'building containerd, CoreDNS and the conformance tests, unless they are there'
 	cd test/ctrd && for p in containerd containerd-shim-runc-v2 ctr; do $(KEPT) github.com/containerd/containerd/v2/cmd/$$p || exit 1; done
 	cd test/dns && $(KEPT) .
+	cd test/conformance && for p in . github.com/onsi/ginkgo/v2/ginkgo k8s.io/kubernetes/test/images/agnhost; do $(KEPT) $$p || exit 1; done
 	$(MAKE) image ARCHES=$$(go env GOARCH)
 	cd test && E2E=lab $(E2E) ./kubelab ./kubee2e
 
@@ -110,6 +111,7 @@ lint: lint-selftest ## vet, style and the import rules (.golangci.yml), in all m
 	cd test && $(LINT) run --allow-serial-runners ./...
 	cd test/k8s && $(LINT) run --allow-serial-runners ./...
 	cd test/dns && $(LINT) run --allow-serial-runners ./...
+	cd test/conformance && $(LINT) run --allow-serial-runners ./...
 	cd deploy/build && $(LINT) run --allow-serial-runners ./...
 
 lint-selftest: $(LINTER) ## show that each import rule bites
@@ -140,9 +142,12 @@ need-ip:
 need-gcc:
 	@command -v gcc >/dev/null || { echo "gcc is missing: go test -race needs it" >&2; exit 1; }
 
+# What the conformance cases call in pods.
+CASES := busybox:busybox-static curl:curl dig:bind9-dnsutils nc.openbsd:netcat-openbsd
+
 .PHONY: need-kube
 need-kube: need-nft need-iptables
-	@for p in runc:runc conntrack:conntrack mount:mount; do command -v $${p%%:*} >/dev/null || { echo "installing $${p#*:}, which the nodes of make e2e need"; \
+	@for p in runc:runc conntrack:conntrack mount:mount $(CASES); do command -v $${p%%:*} >/dev/null || { echo "installing $${p#*:}, which make e2e needs"; \
 	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $${p#*:}; } || exit 1; done
 
 # The plugin portmap, which one test chains after ours, runs nft.

@@ -104,6 +104,7 @@ func TestCluster(t *testing.T) {
 				testCase{"HostPort", testHostPort},
 			)},
 		)},
+		{"Conformance", testConformance},
 		{"Events", testEvents},
 		{"RollingUpdate", testRollingUpdate},
 		{"Crash", testCrash},

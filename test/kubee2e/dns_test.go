@@ -15,9 +15,7 @@ func testDNS(t *testing.T) {
 	c := open(t)
 	nodes := c.nodes(t)
 	if lab != nil {
-		kubectl(t, "apply", "-f", "dns.yaml")
-		(&space{c, t, system}).podsOf("k8s-app=kube-dns", 2)
-		defer (&space{c, t, system}).deleteDeployment("coredns")
+		defer c.dns(t)()
 	}
 	s := c.space(t)
 	s.deployment("web", int32(len(nodes)), server())
@@ -44,4 +42,13 @@ func testDNS(t *testing.T) {
 			}
 		}
 	}
+}
+
+// dns runs the cluster's DNS. The function that it returns ends it.
+func (c *cluster) dns(t *testing.T) func() {
+	t.Helper()
+	kubectl(t, "apply", "-f", "dns.yaml")
+	s := &space{c, t, system}
+	s.podsOf("k8s-app=kube-dns", 2)
+	return func() { s.deleteDeployment("coredns") }
 }

@@ -132,11 +132,9 @@ func (l *Lab) controlUnits() []Unit {
 func (n *Node) units() []Unit {
 	l := n.lab
 	path := []string{"PATH=" + filepath.Join(l.Dir, "bin") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-	const socket = "/run/containerd/containerd.sock"
 	list := []Unit{{Name: "containerd", Env: path, Argv: []string{l.bin("containerd"), "--config", "/etc/containerd/config.toml"}}}
 	for i, image := range l.images {
-		list = append(list, Unit{Name: fmt.Sprintf("import%d", i), Once: true, Argv: []string{
-			l.bin("ctr"), "--address", socket, "--namespace", "k8s.io", "images", "import", image}})
+		list = append(list, Unit{Name: fmt.Sprintf("import%d", i), Once: true, Argv: n.importing(image)})
 	}
 	return append(list,
 		Unit{Name: "kubelet", Env: path, Argv: []string{l.bin("kubelet"), "--config", "/etc/kubernetes/kubelet.yaml",
@@ -144,6 +142,11 @@ func (n *Node) units() []Unit {
 			"--hostname-override", n.Name, "--root-dir", "/var/lib/kubelet", "--v=2"}},
 		Unit{Name: "kube-proxy", Env: path, Argv: []string{l.bin("kube-proxy"), "--config", "/etc/kubernetes/kube-proxy.yaml", "--v=2"}},
 	)
+}
+
+// importing is the command that gives the node an image.
+func (n *Node) importing(archive string) []string {
+	return []string{n.lab.bin("ctr"), "--address", "/run/containerd/containerd.sock", "--namespace", "k8s.io", "images", "import", archive}
 }
 
 // files is what a node finds in /etc.
