@@ -132,6 +132,10 @@ func testStartTimes(t *testing.T) {
 	t.Logf("figure: pod start, bridge + host-local: %s", ref)
 	s.deleteAll("app=ref") // by the plugins that made them
 	remove()
+	const undo = "rm /opt/cni/bin/bridge /opt/cni/bin/host-local && rm -r /var/lib/cni/networks/ref && ip link del ref0"
+	if _, err := m.Output("sh", "-c", undo); err != nil {
+		t.Error(err)
+	}
 }
 
 // measured is how many pods a time is measured on.

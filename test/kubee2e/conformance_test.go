@@ -2,6 +2,7 @@ package kubee2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -50,8 +51,8 @@ func testConformance(t *testing.T) {
 		t.Skip("only the lab's nodes get the images without a registry")
 	}
 	c := open(t)
-	defer c.dns(t)()
-	c.routePods(t)
+	c.dns(t)
+	defer c.routePods(t)()
 	module, err := program.Module()
 	if err != nil {
 		t.Fatal(err)
@@ -101,19 +102,48 @@ func testConformance(t *testing.T) {
 }
 
 // routePods gives the API server, whose machine is no node, the routes to pods that
-// a cloud gives it: it is the client of some cases.
-func (c *cluster) routePods(t testing.TB) {
+// a cloud gives it: it is the client of some cases. The function that it returns
+// takes them away.
+func (c *cluster) routePods(t testing.TB) func() {
 	t.Helper()
+	var routes, rules []string
 	for _, n := range c.nodes(t) {
 		for _, cidr := range n.Spec.PodCIDRs {
 			for _, a := range n.Status.Addresses {
-				if a.Type != corev1.NodeInternalIP || strings.Contains(a.Address, ":") != strings.Contains(cidr, ":") {
-					continue
-				}
-				if out, err := lab.Within("ip", "route", "replace", cidr, "via", a.Address).CombinedOutput(); err != nil {
-					t.Fatalf("%v: %s", err, out)
+				if a.Type == corev1.NodeInternalIP && strings.Contains(a.Address, ":") == strings.Contains(cidr, ":") {
+					routes = append(routes, "route replace "+cidr+" via "+a.Address+" table 100")
 				}
 			}
+		}
+	}
+	// For what comes from this machine alone: it is the gateway of the nodes, and
+	// may not stand in for the overlay.
+	for _, all := range []string{"0.0.0.0/0", "::/0"} {
+		rules = append(rules, "from "+all+" iif lo lookup 100")
+	}
+	ip := func(lines []string) error {
+		cmd := lab.Within("ip", "-batch", "-")
+		cmd.Stdin = strings.NewReader(strings.Join(lines, "\n") + "\n")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("ip -batch: %w: %s", err, out)
+		}
+		return nil
+	}
+	with := func(verb string) []string {
+		var lines []string
+		for _, r := range rules {
+			lines = append(lines, "rule "+verb+" "+r)
+		}
+		return lines
+	}
+	_ = ip(with("del")) // those of a run that was killed
+	if err := ip(append(routes, with("add")...)); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := ip(with("del")); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -150,6 +150,14 @@ func testInstall(t *testing.T) {
 			t.Skipf("%s is ready before anything is installed", n.Name)
 		}
 	}
+	for _, n := range c.nodes(t) {
+		if lab == nil {
+			break
+		}
+		if err := os.WriteFile(pictureFile(n.Name), []byte(c.picture(t, n.Name)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	s := c.space(t)
 	early := c.nodes(t)[0].Name
 	s.pod("early", early, server(), nil)

@@ -2,6 +2,8 @@ package kubee2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -153,28 +155,67 @@ func testUninstall(t *testing.T) {
 	for _, n := range c.nodes(t) {
 		node(t, n.Name) // skips elsewhere
 	}
+	kubectl(t, "delete", "--ignore-not-found", "-f", "dns.yaml")
+	eventually(t, podsWithin, "no pods of the DNS", func() bool {
+		list, err := c.client.CoreV1().Pods(system).List(t.Context(), metav1.ListOptions{LabelSelector: "k8s-app=kube-dns"})
+		return err == nil && len(list.Items) == 0
+	})
 	c.takeOff(t, []string{"-k", kubeStore(t)}, []string{"-k", overlay(t, "uninstall/kube", "")})
 	for _, n := range c.nodes(t) {
-		out, err := node(t, n.Name).Output("sh", "-c",
-			`ls -A /etc/cni/net.d; ls -A /opt/cni/bin; ls -d /run/vxlan-cni 2>/dev/null; ip -o link | grep -v ': lo:\|: eth0@'; ip route show proto 77; ip -6 route show proto 77; nft list tables | grep -v 'kube-proxy\|table ip[6]* \(nat\|filter\|mangle\)'; true`)
+		before, err := os.ReadFile(pictureFile(n.Name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Reference plugins that a test put there are its own.
-		for line := range strings.Lines(out) {
-			if line = strings.TrimSpace(line); line != "" && line != "bridge" && line != "host-local" && !strings.Contains(line, "ref0") {
-				t.Errorf("%s: left: %s", n.Name, line)
-			}
+		after := ""
+		// kubelet says within some seconds that there is no network.
+		for deadline := time.Now().Add(podsWithin); after != string(before) && time.Now().Before(deadline); time.Sleep(500 * time.Millisecond) {
+			after = c.picture(t, n.Name)
 		}
-		for key := range n.Annotations {
-			if strings.HasPrefix(key, "flannel.alpha.coreos.com/") {
-				t.Errorf("%s: left: annotation %s", n.Name, key)
-			}
+		if after != string(before) {
+			t.Errorf("%s was\n%s\nand is\n%s", n.Name, before, after)
 		}
 	}
-	for _, n := range c.nodes(t) {
-		eventually(t, podsWithin, n.Name+" not ready", func() bool { return !c.nodeReady(t, n.Name) })
+}
+
+// pictureFile is where testInstall leaves what a node was before.
+func pictureFile(node string) string { return filepath.Join(lab.Dir, "before-"+node) }
+
+// picture is all of a node that an installation could change, but for what
+// kube-proxy and kubelet keep there.
+func (c *cluster) picture(t testing.TB, name string) string {
+	t.Helper()
+	n, err := c.client.CoreV1().Nodes().Get(t.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
 	}
+	lines := []string{fmt.Sprint("unschedulable ", n.Spec.Unschedulable)}
+	for key := range n.Annotations {
+		lines = append(lines, "annotation "+key)
+	}
+	for key := range n.Labels {
+		lines = append(lines, "label "+key)
+	}
+	for _, x := range n.Spec.Taints {
+		if x.Key != startupTaint { // whose use is to go
+			lines = append(lines, "taint "+x.ToString())
+		}
+	}
+	for _, x := range n.Status.Conditions {
+		lines = append(lines, fmt.Sprintf("condition %s %s", x.Type, x.Status))
+	}
+	slices.Sort(lines)
+	const script = `ls -A /etc/cni/net.d /opt/cni/bin; ls -A /run | grep -i vxlan
+ip -o link | sed 's/^[0-9]*: //; s/@if[0-9]*//'; ip -br addr | sed 's/@if[0-9]*//'
+ip route show table all; ip -6 route show table all; ip rule; ip -6 rule; ip neigh show nud permanent
+nft list tables | grep -v kube-proxy
+for i in iptables-save ip6tables-save; do $i | grep -v '^#\|KUBE-' | sed 's/\[[0-9:]*\]//'; done
+sysctl -a 2>/dev/null | grep '^net\.\(ipv4\|ipv6\|bridge\|netfilter\)' | grep -v 'stable_secret\|conntrack_count\|neigh.*base_reachable\|tcp_fastopen_key'
+true`
+	out, err := node(t, name).Output("sh", "-c", script)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(lines, "\n") + "\n" + out
 }
 
 // takeOff removes an installation by its own means.
