@@ -88,7 +88,7 @@ func testConformance(t *testing.T) {
 	for _, name := range notHere {
 		skip = append(skip, regexp.QuoteMeta(name))
 	}
-	out, failed := exec.CommandContext(t.Context(), runner, "--procs", conformanceProcs, "--no-color", "--timeout", "20m",
+	out, failed := exec.CommandContext(t.Context(), runner, "--procs", conformanceProcs, "--no-color", "--timeout", "10m",
 		"--focus", `\[sig-network\].*\[Conformance\]`, "--skip", strings.Join(skip, "|"),
 		"--output-dir", dir, "--json-report", "report.json",
 		suite, "--", "--kubectl-path", filepath.Join(lab.Dir, "bin", "kubectl")).CombinedOutput()
@@ -106,7 +106,7 @@ func testConformance(t *testing.T) {
 // takes them away.
 func (c *cluster) routePods(t testing.TB) func() {
 	t.Helper()
-	var routes, rules []string
+	var routes []string
 	for _, n := range c.nodes(t) {
 		for _, cidr := range n.Spec.PodCIDRs {
 			for _, a := range n.Status.Addresses {
@@ -118,8 +118,8 @@ func (c *cluster) routePods(t testing.TB) func() {
 	}
 	// For what comes from this machine alone: it is the gateway of the nodes, and
 	// may not stand in for the overlay.
-	for _, all := range []string{"0.0.0.0/0", "::/0"} {
-		rules = append(rules, "from "+all+" iif lo lookup 100")
+	rules := func(verb string) []string {
+		return []string{"rule " + verb + " from 0.0.0.0/0 iif lo lookup 100", "rule " + verb + " from ::/0 iif lo lookup 100"}
 	}
 	ip := func(lines []string) error {
 		cmd := lab.Within("ip", "-batch", "-")
@@ -130,19 +130,12 @@ func (c *cluster) routePods(t testing.TB) func() {
 		}
 		return nil
 	}
-	with := func(verb string) []string {
-		var lines []string
-		for _, r := range rules {
-			lines = append(lines, "rule "+verb+" "+r)
-		}
-		return lines
-	}
-	_ = ip(with("del")) // those of a run that was killed
-	if err := ip(append(routes, with("add")...)); err != nil {
+	_ = ip(rules("del")) // of a run that was killed
+	if err := ip(append(routes, rules("add")...)); err != nil {
 		t.Fatal(err)
 	}
 	return func() {
-		if err := ip(with("del")); err != nil {
+		if err := ip(rules("del")); err != nil {
 			t.Error(err)
 		}
 	}
