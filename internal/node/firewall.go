@@ -44,7 +44,15 @@ func (l *loop) ensureFirewall() ([]string, error) {
 	return did, nil
 }
 
-// meddled is news of somebody else's hand in what is not the overlay's own.
+// What others meddle with that is beside the overlay's own tables.
+const (
+	firewallRules = "the firewall's rules"
+	podFilter     = "what pods may send by"
+)
+
+func meddling(with string) string { return "changed " + with }
+
+// meddled is news of somebody else's hand in one of these.
 func meddled(with string) vxlan.Events {
-	return vxlan.Events{Changes: []vxlan.Change{{Time: time.Now(), Text: "changed " + with}}}
+	return vxlan.Events{Changes: []vxlan.Change{{Time: time.Now(), Text: meddling(with)}}}
 }

@@ -98,9 +98,9 @@ func (l *loop) run(ctx context.Context, snapshots <-chan subnet.Snapshot, querie
 		case <-l.monitor.Ready():
 			l.heed(l.monitor.Take())
 		case <-l.firewall.Ready():
-			l.heed(meddled("the firewall's rules"))
+			l.heed(meddled(firewallRules))
 		case <-l.filter.Ready():
-			l.heed(meddled("what pods may send by"))
+			l.heed(meddled(podFilter))
 		case fn := <-queries:
 			fn()
 		case <-timer.C:
@@ -314,6 +314,7 @@ func (l *loop) reconcile(why string) {
 	bridge, berr := l.ensureBridge()
 	rules, ferr := l.ensureFirewall()
 	filter, perr := l.ensureFilter()
+	tables := len(did) + len(bridge) // changes, with ops
 	did = slices.Concat(did, bridge, rules, filter)
 	beside := errors.Join(berr, ferr, perr)
 	l.kernel.Operations += uint64(len(did))
@@ -327,7 +328,7 @@ func (l *loop) reconcile(why string) {
 	err = errors.Join(err, beside)
 	l.kernel.Reconciles++
 	l.kernel.Last = time.Now()
-	l.blame(len(did)+len(ops) > 0)
+	l.blame(tables+len(ops), len(rules), len(filter))
 	l.tell(why, did, ops, err)
 	l.pace(err)
 	l.publish()
@@ -348,25 +349,38 @@ func (l *loop) ensureBridge() ([]string, error) {
 	return append(b.Changes, back...), err
 }
 
-// blame journals what others did: all of it, if something had to be undone, else
-// what somebody did by name. In on-miss mode a flushed table is such a thing:
-// its entries come back when they are asked for. Much else of what is heard is
-// the kernel's own account of what we asked for.
-func (l *loop) blame(undone bool) {
-	if undone && len(l.heard) > 0 {
-		l.kernel.Foreign++
-		text := l.heard[0].Text
-		if n := len(l.heard) - 1; n > 0 {
-			text += fmt.Sprintf(", and %d more", n)
-		}
-		l.report(true, reportRepaired, "somebody else changed what is the overlay's, and it is right again: "+text)
-	}
+// blame journals what others did: all of it, if something of the same had to be
+// undone (so many changes of tables, rules and filter), else what somebody did by
+// name. In on-miss mode a flushed table is such a thing: its entries come back when
+// they are asked for. Much else of what is heard is the kernel's own account of what
+// we asked for, and a look finds what the plugin is about to do itself.
+func (l *loop) blame(tables, rules, filter int) {
+	var undone []string
 	for _, c := range l.heard {
-		if undone || c.Port != 0 {
+		changes := tables
+		switch c.Text {
+		case meddling(firewallRules):
+			changes = rules
+		case meddling(podFilter):
+			changes = filter
+		}
+		if changes > 0 {
+			undone = append(undone, c.Text)
+		}
+		if changes > 0 || c.Port != 0 {
 			l.journal.event("foreign", fmt.Sprintf("%s (netlink port %d)", c.Text, c.Port))
 		}
 	}
 	l.heard = nil
+	if len(undone) == 0 {
+		return
+	}
+	l.kernel.Foreign++
+	text := undone[0]
+	if n := len(undone) - 1; n > 0 {
+		text += fmt.Sprintf(", and %d more", n)
+	}
+	l.report(true, reportRepaired, "somebody else changed what is the overlay's, and it is right again: "+text)
 }
 
 // pace decides when refused changes are tried again.

@@ -355,3 +355,34 @@ func TestQuestionGivenUpIsNotAnswered(t *testing.T) {
 		t.Errorf("given up while it was answered: answered %t", answered)
 	}
 }
+
+// TestOnlyWhatWasUndoneIsBlamed: kube-proxy, which changes rules beside ours all the
+// time, is not to blame for a pod that the daemon saw half attached.
+func TestOnlyWhatWasUndoneIsBlamed(t *testing.T) {
+	route := vxlan.Change{Text: "deleted route"}
+	named := vxlan.Change{Text: "added neighbour", Port: 77}
+	rules, filter := meddled(firewallRules).Changes[0], meddled(podFilter).Changes[0]
+	for _, tt := range []struct {
+		heard                 []vxlan.Change
+		tables, rules, filter int
+		want                  string // what is reported
+		events                int
+	}{
+		{nil, 1, 1, 1, "", 0},
+		{[]vxlan.Change{rules}, 0, 0, 1, "", 0},
+		{[]vxlan.Change{rules, filter}, 0, 0, 1, filter.Text, 1},
+		{[]vxlan.Change{rules, route}, 0, 1, 0, rules.Text, 1},
+		{[]vxlan.Change{route, rules, route}, 2, 0, 0, route.Text + ", and 1 more", 2},
+		{[]vxlan.Change{named}, 0, 0, 0, "", 1},
+	} {
+		told := ""
+		l := &loop{heard: tt.heard, journal: &journal{}, report: func(_ bool, _, text string) { told += text }}
+		l.blame(tt.tables, tt.rules, tt.filter)
+		if !strings.HasSuffix(told, tt.want) || (told == "") != (tt.want == "") {
+			t.Errorf("%v, %d %d %d: told %q, want %q", tt.heard, tt.tables, tt.rules, tt.filter, told, tt.want)
+		}
+		if n := len(l.journal.events.newest()); n != tt.events || (l.kernel.Foreign > 0) != (tt.want != "") {
+			t.Errorf("%v: %d events and %d foreign changes, want %d", tt.heard, n, l.kernel.Foreign, tt.events)
+		}
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -161,14 +162,15 @@ func testUninstall(t *testing.T) {
 		return err == nil && len(list.Items) == 0
 	})
 	c.takeOff(t, []string{"-k", kubeStore(t)}, []string{"-k", overlay(t, "uninstall/kube", "")})
+	deadline := time.Now().Add(podsWithin) // kubelet says within some seconds that there is no network
 	for _, n := range c.nodes(t) {
 		before, err := os.ReadFile(pictureFile(n.Name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		after := ""
-		// kubelet says within some seconds that there is no network.
-		for deadline := time.Now().Add(podsWithin); after != string(before) && time.Now().Before(deadline); time.Sleep(500 * time.Millisecond) {
+		after := c.picture(t, n.Name)
+		for after != string(before) && time.Now().Before(deadline) {
+			time.Sleep(500 * time.Millisecond)
 			after = c.picture(t, n.Name)
 		}
 		if after != string(before) {
@@ -181,7 +183,8 @@ func testUninstall(t *testing.T) {
 func pictureFile(node string) string { return filepath.Join(lab.Dir, "before-"+node) }
 
 // picture is all of a node that an installation could change, but for what
-// kube-proxy and kubelet keep there.
+// kube-proxy and kubelet keep there, and the empty chains that the plugin portmap
+// never takes away.
 func (c *cluster) picture(t testing.TB, name string) string {
 	t.Helper()
 	n, err := c.client.CoreV1().Nodes().Get(t.Context(), name, metav1.GetOptions{})
@@ -190,7 +193,9 @@ func (c *cluster) picture(t testing.TB, name string) string {
 	}
 	lines := []string{fmt.Sprint("unschedulable ", n.Spec.Unschedulable)}
 	for key := range n.Annotations {
-		lines = append(lines, "annotation "+key)
+		if key != corev1.ObjectTTLAnnotationKey {
+			lines = append(lines, "annotation "+key)
+		}
 	}
 	for key := range n.Labels {
 		lines = append(lines, "label "+key)
@@ -207,8 +212,8 @@ func (c *cluster) picture(t testing.TB, name string) string {
 	const script = `ls -A /etc/cni/net.d /opt/cni/bin; ls -A /run | grep -i vxlan
 ip -o link | sed 's/^[0-9]*: //; s/@if[0-9]*//'; ip -br addr | sed 's/@if[0-9]*//'
 ip route show table all; ip -6 route show table all; ip rule; ip -6 rule; ip neigh show nud permanent
-nft list tables | grep -v kube-proxy
-for i in iptables-save ip6tables-save; do $i | grep -v '^#\|KUBE-' | sed 's/\[[0-9:]*\]//'; done
+nft list tables | grep -v kube-proxy | sort
+for i in iptables-save ip6tables-save; do $i | grep -v '^#\|KUBE-\|CNI-HOSTPORT-' | sed 's/\[[0-9:]*\]//'; done
 sysctl -a 2>/dev/null | grep '^net\.\(ipv4\|ipv6\|bridge\|netfilter\)' | grep -v 'stable_secret\|conntrack_count\|neigh.*base_reachable\|tcp_fastopen_key'
 true`
 	out, err := node(t, name).Output("sh", "-c", script)
