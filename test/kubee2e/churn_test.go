@@ -2,7 +2,6 @@ package kubee2e
 
 import (
 	"fmt"
-
 	"slices"
 	"strings"
 	"testing"
@@ -30,10 +29,10 @@ func (c *cluster) podCount(t testing.TB, node string) (n int) {
 	return n
 }
 
-// noLeaks waits until every node holds what its pods need, and no more.
-func (c *cluster) noLeaks(t testing.TB) {
+// noLeaks waits until nodes hold what their pods need, and no more.
+func (c *cluster) noLeaks(t testing.TB, nodes []corev1.Node) {
 	t.Helper()
-	for _, n := range c.nodes(t) {
+	for _, n := range nodes {
 		what := ""
 		ok := func() bool {
 			pods, slots := c.podCount(t, n.Name), c.slots(t, n.Name)
@@ -75,7 +74,7 @@ func (c *cluster) podLinks(t testing.TB, name string) (links []string) {
 func testChurn(t *testing.T) {
 	c := open(t)
 	s := c.space(t)
-	nodes := c.nodes(t)
+	nodes := others(c.nodes(t))
 	const batch = 40
 	for from := 0; from < churned; from += batch {
 		for i := range batch {
@@ -93,48 +92,50 @@ func testChurn(t *testing.T) {
 		list, err := s.client.CoreV1().Pods(s.name).List(t.Context(), metav1.ListOptions{})
 		return err == nil && len(list.Items) == 0
 	})
-	c.noLeaks(t)
+	c.noLeaks(t, nodes)
 }
 
+// others are the nodes that testSweep leaves alone.
+func others(nodes []corev1.Node) []corev1.Node { return nodes[min(1, len(nodes)-1):] }
+
 // testStartTimes measures how long pods take from their creation until they
-// run, one after the other.
+// run, one after the other: with ours on one node, and beside it with the reference
+// plugins on another.
 func testStartTimes(t *testing.T) {
 	c := open(t)
 	s := c.space(t)
-	nodes := c.nodes(t)
-	name := nodes[len(nodes)-1].Name
-	ours := s.startTimes("ours", name)
-	t.Logf("figure: pod start, ours: %s", ours)
-	if lab == nil {
-		return
-	}
-	// The same node, the same minute, another configuration: it stands before ours.
-	m := node(t, name)
-	const other = "/etc/cni/net.d/00-bridge.conflist"
+	nodes := others(c.nodes(t))
+	t.Run("Both", atOnce(
+		testCase{"Ours", func(t *testing.T) {
+			t.Logf("figure: pod start, ours: %s", (&space{c, t, s.name}).startTimes("ours", nodes[0].Name))
+		}},
+		testCase{"Reference", func(t *testing.T) {
+			last := nodes[len(nodes)-1].Name
+			defer installReference(t, node(t, last))() // skips where there are no machines
+			s := &space{c, t, s.name}
+			t.Logf("figure: pod start, bridge + host-local: %s", s.startTimes("ref", last))
+			s.deleteAll("app=ref") // by the plugins that made them
+		}},
+	))
+}
+
+// installReference puts the reference plugins before ours. The function that it
+// returns takes them away.
+func installReference(t *testing.T, m machine) func() {
+	t.Helper()
+	const conf = "/etc/cni/net.d/00-bridge.conflist"
 	list := `{"cniVersion":"1.0.0","name":"ref","plugins":[{"type":"bridge","bridge":"ref0","isGateway":true,"hairpinMode":true,` +
 		`"ipam":{"type":"host-local","ranges":[[{"subnet":"10.99.0.0/24"}],[{"subnet":"fd00:99::/64"}]],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}},` +
 		`{"type":"portmap","capabilities":{"portMappings":true}},{"type":"bandwidth","capabilities":{"bandwidth":true}}]}`
-	script := fmt.Sprintf("cp -n %s/bin/cni/bridge %[1]s/bin/cni/host-local /opt/cni/bin/ && cat > %s.tmp <<'E' && mv %[2]s.tmp %[2]s\n%s\nE\n", lab.Dir, other, list)
+	script := fmt.Sprintf("cp %s/bin/cni/bridge %[1]s/bin/cni/host-local /opt/cni/bin/ && cat > %s.tmp <<'E' && mv %[2]s.tmp %[2]s\n%s\nE\n", lab.Dir, conf, list)
 	if _, err := m.Output("sh", "-c", script); err != nil {
 		t.Fatal(err)
 	}
-	removed := false
-	remove := func() {
-		if !removed {
-			removed = true
-			if _, err := m.Output("rm", other); err != nil {
-				t.Error(err)
-			}
+	return func() {
+		const undo = "rm " + conf + " /opt/cni/bin/bridge /opt/cni/bin/host-local && rm -r /var/lib/cni/networks/ref && ip link del ref0"
+		if _, err := m.Output("sh", "-c", undo); err != nil {
+			t.Error(err)
 		}
-	}
-	defer remove()
-	ref := s.startTimes("ref", name)
-	t.Logf("figure: pod start, bridge + host-local: %s", ref)
-	s.deleteAll("app=ref") // by the plugins that made them
-	remove()
-	const undo = "rm /opt/cni/bin/bridge /opt/cni/bin/host-local && rm -r /var/lib/cni/networks/ref && ip link del ref0"
-	if _, err := m.Output("sh", "-c", undo); err != nil {
-		t.Error(err)
 	}
 }
 

@@ -106,17 +106,18 @@ func TestCluster(t *testing.T) {
 		)},
 		{"Conformance", testConformance},
 		{"Events", testEvents},
-		{"RollingUpdate", testRollingUpdate},
-		{"Crash", testCrash},
-		{"RuntimeAndKubeletKilled", testRuntimeAndKubeletKilled},
-		{"APIServerKilled", testAPIServerKilled},
-		{"UnreadyNode", testUnreadyNode},
-		{"PowerCut", testPowerCut},
-		{"Nodes", atOnce( // each has a node of its own
-			testCase{"Sweep", testSweep},
-			testCase{"StartTimes", testStartTimes},
+		{"OpenConnections", testOpenConnections},
+		{"Trouble", atOnce( // each has a node of its own
+			testCase{"UnreadyNode", testUnreadyNode},
+			testCase{"PowerCut", testPowerCut},
 		)},
-		{"Churn", testChurn},
+		{"Pods", atOnce(
+			testCase{"Sweep", testSweep}, // on the first node
+			testCase{"Others", inOrder( // and these on the others
+				testCase{"StartTimes", testStartTimes},
+				testCase{"Churn", testChurn},
+			)},
+		)},
 		{"NodeComesAndGoes", testNodeComesAndGoes},
 		{"Uninstall", testUninstall},
 		{"EtcdStore", testEtcdStore},

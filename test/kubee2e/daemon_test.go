@@ -82,11 +82,46 @@ func (s *space) wantHeld(names []string) {
 	}
 }
 
-// testRollingUpdate: the DaemonSet's pods are replaced under open connections.
-func testRollingUpdate(t *testing.T) {
-	c := open(t)
-	s := c.space(t)
+// testOpenConnections does this and that to the cluster while pods on every node keep
+// connections to pods on the next one. None is lost.
+func testOpenConnections(t *testing.T) {
+	s := open(t).space(t)
 	names := s.holders()
+	for _, tt := range []struct {
+		name string
+		fn   func(*space)
+	}{
+		{"RollingUpdate", testRollingUpdate},
+		{"Crash", testCrash},
+		{"RuntimeAndKubeletKilled", testRuntimeAndKubeletKilled},
+		{"APIServerKilled", testAPIServerKilled},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := &space{s.cluster, t, s.name}
+			tt.fn(s)
+			s.wantHeld(names)
+		})
+	}
+}
+
+// late starts a pod on every node, and waits until they are ready.
+func (s *space) late() {
+	s.t.Helper()
+	nodes := s.nodes(s.t)
+	for _, n := range nodes {
+		s.pod("late-"+n.Name, n.Name, server(), nil)
+	}
+	for _, n := range nodes {
+		s.pods("late-"+n.Name, 1)
+	}
+	for _, n := range nodes {
+		s.delete("late-" + n.Name)
+	}
+}
+
+// testRollingUpdate: the DaemonSet's pods are replaced.
+func testRollingUpdate(s *space) {
+	c, t := s.cluster, s.t
 	nodes := len(c.nodes(t))
 	before := map[string]bool{}
 	for _, p := range c.daemons(t, nodes) {
@@ -103,31 +138,20 @@ func testRollingUpdate(t *testing.T) {
 			t.Errorf("%s was not replaced", p.Name)
 		}
 	}
-	s.wantHeld(names)
 }
 
-// testCrash: overlayd is killed under open connections, everywhere at once; it
-// comes back, and pods can start.
-func testCrash(t *testing.T) {
-	c := open(t)
+// testCrash: overlayd is killed everywhere at once; it comes back, and pods can
+// start.
+func testCrash(s *space) {
+	c, t := s.cluster, s.t
 	nodes := c.nodes(t)
 	for _, n := range nodes {
-		node(t, n.Name) // skips elsewhere
-	}
-	s := c.space(t)
-	names := s.holders()
-	for _, n := range nodes {
+		m := node(t, n.Name) // skips elsewhere
 		c.daemon(t, n.Name)
-		killDaemon(t, node(t, n.Name))
+		killDaemon(t, m)
 	}
-	for i, n := range nodes {
-		s.pod(fmt.Sprint("late", i), n.Name, server(), nil)
-	}
-	for i := range nodes {
-		s.pods(fmt.Sprint("late", i), 1)
-	}
+	s.late()
 	c.daemons(t, len(nodes))
-	s.wantHeld(names)
 }
 
 // killDaemon kills overlayd on a machine.
@@ -142,51 +166,36 @@ func killDaemon(t testing.TB, m machine) {
 
 // testRuntimeAndKubeletKilled: what runs goes on, with the addresses that it
 // had, and new pods start.
-func testRuntimeAndKubeletKilled(t *testing.T) {
-	c := open(t)
-	nodes := c.nodes(t)
-	m := node(t, nodes[0].Name)
-	s := c.space(t)
-	names := s.holders()
+func testRuntimeAndKubeletKilled(s *space) {
+	m := node(s.t, s.nodes(s.t)[0].Name)
 	before := s.pods("echo0", 1)[0]
 	for _, unit := range []string{"containerd", "kubelet"} {
 		if err := m.Kill(unit); err != nil {
-			t.Fatal(err)
+			s.t.Fatal(err)
 		}
 	}
-	s.pod("late", nodes[0].Name, server(), nil)
-	s.pods("late", 1)
-	s.wantHeld(names)
+	s.late()
 	after := s.pods("echo0", 1)[0]
 	if after.Status.PodIP != before.Status.PodIP || after.Status.ContainerStatuses[0].RestartCount != 0 {
-		t.Errorf("echo0: address %s and %d restarts, want %s and 0",
+		s.t.Errorf("echo0: address %s and %d restarts, want %s and 0",
 			after.Status.PodIP, after.Status.ContainerStatuses[0].RestartCount, before.Status.PodIP)
 	}
 }
 
-// testAPIServerKilled: connections and nodes stay as they are without an API server,
-// and news come when there is one again.
-func testAPIServerKilled(t *testing.T) {
-	c := open(t)
-	nodes := c.nodes(t)
-	node(t, nodes[0].Name) // skips elsewhere
-	s := c.space(t)
-	names := s.holders()
+// testAPIServerKilled: nodes stay as they are without an API server, and news come
+// when there is one again.
+func testAPIServerKilled(s *space) {
+	nodes := s.nodes(s.t)
+	node(s.t, nodes[0].Name) // skips elsewhere
 	if err := lab.Kill("apiserver"); err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
-	eventually(t, time.Minute, "an API server", func() bool {
-		_, err := c.client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(t.Context())
+	eventually(s.t, time.Minute, "an API server", func() bool {
+		_, err := s.client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(s.t.Context())
 		return err == nil
 	})
-	for i, n := range nodes {
-		s.pod(fmt.Sprint("late", i), n.Name, server(), nil)
-	}
-	for i := range nodes {
-		s.pods(fmt.Sprint("late", i), 1)
-	}
-	c.daemons(t, len(nodes))
-	s.wantHeld(names)
+	s.late()
+	s.daemons(s.t, len(nodes))
 }
 
 // testPowerCut: a node loses its power and boots again. Its pods come back, and

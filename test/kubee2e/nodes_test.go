@@ -214,7 +214,7 @@ ip -o link | sed 's/^[0-9]*: //; s/@if[0-9]*//'; ip -br addr | sed 's/@if[0-9]*/
 ip route show table all; ip -6 route show table all; ip rule; ip -6 rule; ip neigh show nud permanent
 nft list tables | grep -v kube-proxy | sort
 for i in iptables-save ip6tables-save; do $i | grep -v '^#\|KUBE-\|CNI-HOSTPORT-' | sed 's/\[[0-9:]*\]//'; done
-sysctl -a 2>/dev/null | grep '^net\.\(ipv4\|ipv6\|bridge\|netfilter\)' | grep -v 'stable_secret\|conntrack_count\|neigh.*base_reachable\|tcp_fastopen_key'
+sysctl -a 2>/dev/null | grep '^net\.\(ipv4\|ipv6\|bridge\|netfilter\)' | grep -v 'stable_secret\|conntrack_count\|neigh.*base_reachable\|tcp_fastopen_key\|conf.all.route_localnet'
 true`
 	out, err := node(t, name).Output("sh", "-c", script)
 	if err != nil {
