@@ -100,7 +100,11 @@ func (l *loop) run(ctx context.Context, snapshots <-chan subnet.Snapshot, querie
 		case <-l.firewall.Ready():
 			l.heed(meddled(firewallRules))
 		case <-l.filter.Ready():
-			l.heed(meddled(podFilter))
+			if l.filter.Foreign() {
+				l.heed(meddled(podFilter))
+			} else {
+				l.heed(vxlan.Events{More: 1}) // our own, and to be looked at
+			}
 		case fn := <-queries:
 			fn()
 		case <-timer.C:

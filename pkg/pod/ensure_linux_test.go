@@ -374,11 +374,17 @@ func TestFilterMonitor(t *testing.T) {
 		if !heard(10 * time.Second) {
 			t.Errorf("nothing heard of %s", command)
 		}
+		if !m.Foreign() {
+			t.Errorf("%s is taken for our own", command)
+		}
 		if changes := ensureFilter(t, node, wants(g)); len(changes) == 0 {
 			t.Errorf("after %s there was nothing to do", command)
 		}
 		if !heard(10 * time.Second) {
 			t.Error("nothing heard of the repair")
+		}
+		if m.Foreign() {
+			t.Error("the repair is taken for somebody else's")
 		}
 		for heard(0) {
 		}

@@ -1,7 +1,11 @@
 package pod
 
 import (
+	"bytes"
 	"context"
+	"fmt"
+	"os"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -17,7 +21,9 @@ const pluginName = "vxlan-cni"
 type FilterMonitor struct {
 	watcher *rtnl.Watcher
 	ready   chan struct{}
-	touched bool // by the transaction that is being told; Run's own
+	own     string      // what the kernel calls this process
+	foreign atomic.Bool // somebody else's change is among the news
+	touched bool        // by the transaction that is being told; Run's own
 }
 
 // WatchFilter starts to listen in the calling thread's network namespace. What
@@ -27,16 +33,24 @@ func WatchFilter() (*FilterMonitor, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &FilterMonitor{watcher: w, ready: make(chan struct{}, 1)}, nil
+	name, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		return nil, fmt.Errorf("look for the own name: %w", err)
+	}
+	return &FilterMonitor{watcher: w, ready: make(chan struct{}, 1), own: string(bytes.TrimSpace(name))}, nil
 }
 
 // Ready receives when there may be something to repair. What the plugin does is
-// right, so it is no news; what EnsureFilter does is.
+// right, so it is no news; what EnsureFilter does is, for it may have met the plugin
+// at work.
 func (m *FilterMonitor) Ready() <-chan struct{} { return m.ready }
+
+// Foreign says whether the news since the last call are of somebody else.
+func (m *FilterMonitor) Foreign() bool { return m.foreign.Swap(false) }
 
 // Run reads notifications until ctx ends, and closes the monitor.
 func (m *FilterMonitor) Run(ctx context.Context) error {
-	return m.watcher.Run(ctx, m.note, m.tell)
+	return m.watcher.Run(ctx, m.note, func() { m.tell(true) })
 }
 
 // note reads one notification. The kernel tells what a transaction did, and then that
@@ -50,13 +64,17 @@ func (m *FilterMonitor) note(n rtnl.Notification) {
 		m.touched = m.touched || n.Body[0] == unix.NFPROTO_BRIDGE && nestAttr(0, textAttr(unix.NFTA_TABLE_NAME, FilterTable)).within(attrs)
 	case m.touched:
 		m.touched = false
-		if !nestAttr(0, textAttr(unix.NFTA_GEN_PROC_NAME, pluginName)).within(attrs) {
-			m.tell()
+		by := func(name string) bool { return nestAttr(0, textAttr(unix.NFTA_GEN_PROC_NAME, name)).within(attrs) }
+		if !by(pluginName) {
+			m.tell(!by(m.own))
 		}
 	}
 }
 
-func (m *FilterMonitor) tell() {
+func (m *FilterMonitor) tell(foreign bool) {
+	if foreign {
+		m.foreign.Store(true)
+	}
 	select {
 	case m.ready <- struct{}{}:
 	default:
