@@ -34,8 +34,8 @@ const withdrawWithin = 15 * time.Second
 
 // Cleanup takes everything off this node that bears our mark, and the node out of
 // the store, and tells each thing that it did. Nothing else is touched. With a folder
-// for it the runtime's network configuration goes, too: kubelet then calls the node
-// not ready, and the store need not. It goes on
+// for it the runtime's network configuration goes, too: kubelet calls the node not
+// ready some seconds later, and the store need not. It goes on
 // after errors, and joins them. It refuses while a daemon runs, which would make
 // everything anew.
 func Cleanup(ctx context.Context, cfg Config, m subnet.Manager, tell func(string)) error {

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/vxlan-cni/vxlan-cni/deploy"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet/subnettest"
 )
 
@@ -85,8 +84,8 @@ func TestCleanupLeavesNothing(t *testing.T) {
 			t.Errorf("%q is not among\n%s", want, strings.Join(did, "\n"))
 		}
 	}
-	foreign := filepath.Join(conf, deploy.ConflistName)
-	if err := os.WriteFile(foreign, []byte(`{"cniVersion":"1.0.0","name":"theirs","plugins":[{"type":"bridge"}]}`), 0o600); err != nil {
+	foreign := filepath.Join(conf, "10-theirs.conflist")
+	if err := os.WriteFile(foreign, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	did = nil
@@ -94,6 +93,6 @@ func TestCleanupLeavesNothing(t *testing.T) {
 		t.Errorf("a second time: %q, %v", did, err)
 	}
 	if _, err := os.Stat(foreign); err != nil {
-		t.Errorf("somebody else's network configuration under our name: %v", err)
+		t.Errorf("somebody else's network configuration: %v", err)
 	}
 }

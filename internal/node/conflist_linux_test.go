@@ -94,7 +94,9 @@ func TestConflistComesWithReadiness(t *testing.T) {
 func TestConflistThatCannotBeWritten(t *testing.T) {
 	underlay(t)
 	dir := filepath.Join(t.TempDir(), "net.d")
-	r := start(t, subnettest.NewStore(network(t)), func(c *Config) { c.CNIConfDir = dir })
+	store := subnettest.NewStore(network(t))
+	m := &reporter{Manager: store.Manager()}
+	r := startWith(t, m, func(c *Config) { c.CNIConfDir = dir })
 	eventually(t, "the reason", func() error {
 		s, err := r.client.Status(t.Context())
 		if err == nil && (s.Ready || !strings.Contains(s.Kernel.LastError, deploy.ConflistName)) {
@@ -102,6 +104,22 @@ func TestConflistThatCannotBeWritten(t *testing.T) {
 		}
 		return err
 	})
+	// Each try says it in the log, and the first to the admins.
+	for i := range 3 {
+		put(t, store, lease(fmt.Sprint("peer", i), fmt.Sprintf("10.244.%d.0/24", 77+i), fmt.Sprintf("192.0.2.%d", 77+i), byte(77+i)))
+		eventually(t, "another try", func() error {
+			if n := strings.Count(r.log.String(), "conflist not written"); n < i+2 {
+				return fmt.Errorf("%d tries", n)
+			}
+			return nil
+		})
+	}
+	m.mu.Lock()
+	told := strings.Join(m.all, "\n")
+	m.mu.Unlock()
+	if strings.Count(told, reportUnwritable) != 1 || strings.Contains(told, reportHolds) {
+		t.Errorf("told %s", told)
+	}
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}

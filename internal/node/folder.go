@@ -56,7 +56,7 @@ const presence = "@vxlan-cni/overlayd"
 func present() (io.Closer, error) {
 	conn, err := net.ListenPacket("unixgram", presence)
 	if errors.Is(err, unix.EADDRINUSE) {
-		return nil, fmt.Errorf("another overlayd works in this network namespace, with another --run-dir (it holds the abstract socket %s): stop it first", presence)
+		return nil, fmt.Errorf("another overlayd works in this network namespace, with another --run-dir (ss -xlp shows who holds the socket %s): stop it first", presence)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("look for another overlayd: %w", err)
@@ -125,13 +125,14 @@ func (l *loop) publish() {
 	if err != nil {
 		l.fatal = l.guard()
 		l.log.Error("node file or conflist not written: pods cannot start", "error", err)
-		if l.fatal == nil && l.kernel.LastError != err.Error() {
+		if l.fatal == nil && l.unwritable != err.Error() {
 			l.report(true, reportUnwritable, err.Error())
 		}
-		l.kernel.LastError = err.Error()
+		l.unwritable = err.Error()
 		l.clock.setEarlier(retry, time.Now().Add(retryMax))
 		return
 	}
+	l.unwritable = ""
 	if !l.synced {
 		l.synced = true
 		l.ready()

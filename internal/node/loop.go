@@ -79,6 +79,8 @@ type loop struct {
 	warnings    []string // what is wrong around us, in words
 	unfit       []string // pods whose links keep another MTU, and why
 	kernel      api.Kernel
+	differs     bool   // pods' MTU from that of most peers
+	unwritable  string // why pods cannot start: node file or conflist
 	synced      bool
 }
 
@@ -380,11 +382,8 @@ func (l *loop) blame(tables, rules, filter int) {
 		return
 	}
 	l.kernel.Foreign++
-	text := undone[0]
-	if n := len(undone) - 1; n > 0 {
-		text += fmt.Sprintf(", and %d more", n)
-	}
-	l.report(true, reportRepaired, "somebody else changed what is the overlay's, and it is right again: "+text)
+	// The first stands for all: how many there were would make each time another.
+	l.report(true, reportRepaired, "somebody else changed what is the overlay's, and it is right again: "+undone[0])
 }
 
 // pace decides when refused changes are tried again.

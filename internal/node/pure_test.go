@@ -372,7 +372,7 @@ func TestOnlyWhatWasUndoneIsBlamed(t *testing.T) {
 		{[]vxlan.Change{rules}, 0, 0, 1, "", 0},
 		{[]vxlan.Change{rules, filter}, 0, 0, 1, filter.Text, 1},
 		{[]vxlan.Change{rules, route}, 0, 1, 0, rules.Text, 1},
-		{[]vxlan.Change{route, rules, route}, 2, 0, 0, route.Text + ", and 1 more", 2},
+		{[]vxlan.Change{route, rules, route}, 2, 0, 0, route.Text, 2},
 		{[]vxlan.Change{named}, 0, 0, 0, "", 1},
 	} {
 		told := ""

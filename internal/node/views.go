@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/vxlan-cni/vxlan-cni/internal/api"
 	"github.com/vxlan-cni/vxlan-cni/pkg/firewall"
@@ -65,6 +66,9 @@ func (l *loop) fill(s *api.Status) error {
 		}
 	}
 	s.Misses, s.Kernel, s.Warnings = l.misses, l.kernel, l.warnings
+	if l.unwritable != "" {
+		s.Kernel.LastError = strings.TrimPrefix(l.kernel.LastError+"; "+l.unwritable, "; ")
+	}
 	s.Dropped = l.dropped()
 	peers, err := l.peerViews()
 	s.Peers.Total = len(peers)

@@ -10,13 +10,12 @@ import (
 // warn looks at what makes pods fail although every table is right, and tells what is
 // new of it.
 func (l *loop) warn() {
-	others, most := l.otherMTUs()
 	var all []string
 	for _, found := range []struct {
-		reason string // empty: other nodes' admins do not need to hear it from here
+		reason string // empty: told otherwise, or by the nodes that it is about
 		texts  []string
 	}{
-		{reportSettings, l.checkSettings()}, {most, others}, {"", l.strangers()},
+		{reportSettings, l.checkSettings()}, {"", l.otherMTUs()}, {"", l.strangers()},
 		{reportUnfit, l.unfit}, {reportBlocked, l.blockers()},
 	} {
 		for _, w := range found.texts {
@@ -43,18 +42,20 @@ func (l *loop) blockers() (all []string) {
 
 // otherMTUs names the peers whose pods send packets of another size: what is too
 // large for the smaller end depends on path MTU discovery. It is worth a report if
-// it is this node that differs, from half of them or more.
-func (l *loop) otherMTUs() (all []string, report string) {
+// it is this node that differs, from most of them.
+func (l *loop) otherMTUs() []string {
 	others := slices.DeleteFunc(slices.Clone(l.leases), func(p subnet.Lease) bool { return p.MTU == 0 || p.MTU == l.mtu })
 	if len(others) == 0 {
-		return nil, ""
+		l.differs = false
+		return nil
 	}
-	if 2*len(others) >= len(l.leases) {
-		report = reportOtherMTU
+	before := l.differs
+	if l.differs = 2*len(others) > len(l.leases); l.differs && !before {
+		l.report(true, reportOtherMTU, fmt.Sprintf("MTU of pods is %d here and another one on most nodes: large packets to them depend on path MTU discovery", l.mtu))
 	}
 	who := fmt.Sprintf("%d on %s", others[0].MTU, nodeName(others[0]))
 	if n := len(others) - 1; n > 0 {
 		who += fmt.Sprintf(", and another one on %d more nodes", n)
 	}
-	return []string{fmt.Sprintf("MTU of pods is %d here and %s: large packets between them depend on path MTU discovery", l.mtu, who)}, report
+	return []string{fmt.Sprintf("MTU of pods is %d here and %s: large packets between them depend on path MTU discovery", l.mtu, who)}
 }

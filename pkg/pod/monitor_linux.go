@@ -21,7 +21,7 @@ const pluginName = "vxlan-cni"
 type FilterMonitor struct {
 	watcher *rtnl.Watcher
 	ready   chan struct{}
-	own     string      // what the kernel calls this process
+	own     string      // what the kernel calls this process, and another one of the program
 	foreign atomic.Bool // somebody else's change is among the news
 	touched bool        // by the transaction that is being told; Run's own
 }
@@ -29,13 +29,13 @@ type FilterMonitor struct {
 // WatchFilter starts to listen in the calling thread's network namespace. What
 // happens from now on is not missed, even before Run.
 func WatchFilter() (*FilterMonitor, error) {
-	w, err := rtnl.WatchNetfilter(unix.NFNLGRP_NFTABLES)
-	if err != nil {
-		return nil, err
-	}
 	name, err := os.ReadFile("/proc/self/comm")
 	if err != nil {
 		return nil, fmt.Errorf("look for the own name: %w", err)
+	}
+	w, err := rtnl.WatchNetfilter(unix.NFNLGRP_NFTABLES)
+	if err != nil {
+		return nil, err
 	}
 	return &FilterMonitor{watcher: w, ready: make(chan struct{}, 1), own: string(bytes.TrimSpace(name))}, nil
 }

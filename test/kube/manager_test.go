@@ -49,7 +49,10 @@ func TestManager(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := onServer(t, server, parse(t, config4))
-			t.Cleanup(func() { c.Do(t, http.MethodDelete, nodesPath, nil, nil) })
+			t.Cleanup(func() {
+				c.Do(t, http.MethodDelete, nodesPath, nil, nil)
+				c.Do(t, http.MethodDelete, eventsPath, nil, nil)
+			})
 			run(t, c)
 		})
 	}

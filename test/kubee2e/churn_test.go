@@ -113,8 +113,8 @@ func testStartTimes(t *testing.T) {
 			last := nodes[len(nodes)-1].Name
 			defer installReference(t, node(t, last))() // skips where there are no machines
 			s := &space{c, t, s.name}
+			defer s.deleteAll("app=ref") // by the plugins that made them
 			t.Logf("figure: pod start, bridge + host-local: %s", s.startTimes("ref", last))
-			s.deleteAll("app=ref") // by the plugins that made them
 		}},
 	))
 }
@@ -132,7 +132,7 @@ func installReference(t *testing.T, m machine) func() {
 		t.Fatal(err)
 	}
 	return func() {
-		const undo = "rm " + conf + " /opt/cni/bin/bridge /opt/cni/bin/host-local && rm -r /var/lib/cni/networks/ref && ip link del ref0"
+		const undo = "rm -f " + conf + " /opt/cni/bin/bridge /opt/cni/bin/host-local; rm -rf /var/lib/cni/networks/ref; ip link del ref0"
 		if _, err := m.Output("sh", "-c", undo); err != nil {
 			t.Error(err)
 		}

@@ -103,7 +103,7 @@ func testConformance(t *testing.T) {
 
 // routePods gives the API server, whose machine is no node, the routes to pods that
 // a cloud gives it: it is the client of some cases. The function that it returns
-// takes them away.
+// takes away what leads to them.
 func (c *cluster) routePods(t testing.TB) func() {
 	t.Helper()
 	var routes []string
@@ -122,7 +122,7 @@ func (c *cluster) routePods(t testing.TB) func() {
 		return []string{"rule " + verb + " from 0.0.0.0/0 iif lo lookup 100", "rule " + verb + " from ::/0 iif lo lookup 100"}
 	}
 	ip := func(lines []string) error {
-		cmd := lab.Within("ip", "-batch", "-")
+		cmd := lab.Within("ip", "-force", "-batch", "-") // all lines, whatever one says
 		cmd.Stdin = strings.NewReader(strings.Join(lines, "\n") + "\n")
 		out, err := cmd.CombinedOutput()
 		if err != nil {

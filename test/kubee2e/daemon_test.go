@@ -145,13 +145,25 @@ func testRollingUpdate(s *space) {
 func testCrash(s *space) {
 	c, t := s.cluster, s.t
 	nodes := c.nodes(t)
+	before := map[string]corev1.Pod{}
 	for _, n := range nodes {
 		m := node(t, n.Name) // skips elsewhere
-		c.daemon(t, n.Name)
+		before[n.Name] = c.daemon(t, n.Name)
 		killDaemon(t, m)
 	}
 	s.late()
-	c.daemons(t, len(nodes))
+	for name, old := range before {
+		c.cameBack(t, name, old)
+	}
+}
+
+// cameBack waits until the container of a daemon's pod was started again and is ready.
+func (c *cluster) cameBack(t testing.TB, node string, old corev1.Pod) {
+	t.Helper()
+	eventually(t, podsWithin, "overlayd's container started again on "+node, func() bool {
+		p := c.daemon(t, node)
+		return p.UID == old.UID && p.Status.ContainerStatuses[0].RestartCount > old.Status.ContainerStatuses[0].RestartCount
+	})
 }
 
 // killDaemon kills overlayd on a machine.
@@ -220,10 +232,7 @@ func testPowerCut(t *testing.T) {
 	eventually(t, podsWithin, last+" ready", func() bool { return c.nodeReady(t, last) })
 	t.Logf("figure: boot → node Ready: %s", time.Since(cut).Round(100*time.Millisecond))
 	// The API goes on telling of the pods what was true before the power went.
-	eventually(t, podsWithin, "overlayd's container started again", func() bool {
-		p := c.daemon(t, last)
-		return p.UID == old.UID && p.Status.ContainerStatuses[0].RestartCount > old.Status.ContainerStatuses[0].RestartCount
-	})
+	c.cameBack(t, last, old)
 	s.restarted(pods, last)
 	t.Logf("figure: boot → its pods Ready again: %s", time.Since(cut).Round(100*time.Millisecond))
 	after := s.pods("web", 3*len(nodes))

@@ -48,7 +48,7 @@ func testEvents(t *testing.T) {
 	}()
 	eventually(t, time.Minute, "the repair is told, and told to have happened twice", func() bool {
 		return slices.ContainsFunc(c.nodeEvents(t, nodes[0].Name, "OverlayRepaired"), func(e corev1.Event) bool {
-			return e.Type == corev1.EventTypeWarning && e.Count == 2 && strings.Contains(e.Message, peer)
+			return e.Type == corev1.EventTypeWarning && e.Count >= 2 && strings.Contains(e.Message, peer)
 		})
 	})
 }

@@ -150,14 +150,7 @@ func testInstall(t *testing.T) {
 			t.Skipf("%s is ready before anything is installed", n.Name)
 		}
 	}
-	for _, n := range c.nodes(t) {
-		if lab == nil {
-			break
-		}
-		if err := os.WriteFile(pictureFile(n.Name), []byte(c.picture(t, n.Name)), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
+	c.takePictures(t)
 	s := c.space(t)
 	early := c.nodes(t)[0].Name
 	s.pod("early", early, server(), nil)
@@ -175,11 +168,25 @@ func testInstall(t *testing.T) {
 	})
 	for _, p := range c.daemons(t, len(c.nodes(t))) {
 		for _, k := range append(p.Spec.InitContainers, p.Spec.Containers...) {
-			if s := k.SecurityContext; s == nil || s.Privileged != nil && *s.Privileged {
-				t.Errorf("%s: container %s is privileged", p.Name, k.Name)
-			}
+			leastPrivilege(t, p.Name+" "+k.Name, k.SecurityContext)
+		}
+		if p.Spec.HostPID || p.Spec.HostIPC {
+			t.Errorf("%s sees the node's processes", p.Name)
 		}
 		t.Logf("figure: RSS of overlayd at rest on %s: %s", p.Spec.NodeName, c.rss(t, p))
+	}
+}
+
+// leastPrivilege: a container that runs is not privileged, may not become so, and has
+// no capability but NET_ADMIN.
+func leastPrivilege(t testing.TB, name string, s *corev1.SecurityContext) {
+	t.Helper()
+	yes := func(b *bool) bool { return b != nil && *b }
+	if s == nil || yes(s.Privileged) || s.AllowPrivilegeEscalation == nil || *s.AllowPrivilegeEscalation ||
+		!yes(s.ReadOnlyRootFilesystem) || s.Capabilities == nil ||
+		!slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) ||
+		slices.ContainsFunc(s.Capabilities.Add, func(c corev1.Capability) bool { return c != "NET_ADMIN" }) {
+		t.Errorf("%s has the security context %+v", name, s)
 	}
 }
 

@@ -12,4 +12,4 @@ kind create cluster --name "$name" --config kind.yaml
 for image in "$dir"/*.tar ../../bin/image/vxlan-cni.tar; do
   kind load image-archive --name "$name" "$image"
 done
-cd .. && go test -count=1 -v -timeout 45m ./kubee2e
+cd .. && go test -count=1 -parallel 8 -v -timeout 45m ./kubee2e

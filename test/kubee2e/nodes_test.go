@@ -174,6 +174,33 @@ func testUninstall(t *testing.T) {
 	}
 }
 
+// takePictures keeps what every node of the lab is, once kubelet and kube-proxy have
+// settled on it.
+func (c *cluster) takePictures(t testing.TB) {
+	t.Helper()
+	if lab == nil {
+		return
+	}
+	pictures := map[string]string{}
+	eventually(t, podsWithin, "nodes that stay as they are", func() bool {
+		same := true
+		for _, n := range c.nodes(t) {
+			now := c.picture(t, n.Name)
+			same = same && pictures[n.Name] == now
+			pictures[n.Name] = now
+		}
+		if !same {
+			time.Sleep(3 * time.Second)
+		}
+		return same
+	})
+	for name, text := range pictures {
+		if err := os.WriteFile(pictureFile(name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // pictureFile is where testInstall leaves what a node was before.
 func pictureFile(node string) string { return filepath.Join(lab.Dir, "before-"+node) }
 

@@ -47,9 +47,10 @@ func (l *Lab) AddConformance(ctx context.Context, names []string) error {
 	if err := i.write(archives[0]); err != nil {
 		return err
 	}
-	for _, n := range pause {
-		archives = append(archives, filepath.Join(l.Dir, "pause-too.tar"))
-		if err := writeImage(archives[1], n, l.bin("pause")); err != nil {
+	for i, n := range pause {
+		path := filepath.Join(l.Dir, fmt.Sprintf("pause-too%d.tar", i))
+		archives = append(archives, path)
+		if err := writeImage(path, n, l.bin("pause")); err != nil {
 			return err
 		}
 	}

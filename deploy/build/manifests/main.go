@@ -28,6 +28,9 @@ import (
 // roots are the folders of deploy/kustomize that can be applied.
 var roots = []string{"kube", "etcd", "uninstall/kube", "uninstall/etcd"}
 
+// defaultImage is what the manifests name.
+const defaultImage = "localhost/vxlan-cni:dev"
+
 func main() { os.Exit(run(os.Args[1:])) }
 
 func run(args []string) int {
@@ -42,7 +45,7 @@ func write(args []string) error {
 	set := flag.NewFlagSet("manifests", flag.ContinueOnError)
 	from := set.String("from", "../kustomize", "`folder` of the kustomizations")
 	to := set.String("o", "", "`folder` to write to")
-	image := set.String("image", "localhost/vxlan-cni:dev", "`name` of the image, as `make image` named it")
+	image := set.String("image", defaultImage, "`name` of the image, as `make image` named it")
 	chart := set.String("chart", "../helm/vxlan-cni", "`folder` of the Helm chart")
 	values := set.String("values", "", "`file` of values: write helm.yaml, and nothing else")
 	if err := set.Parse(args); err != nil {
@@ -52,6 +55,9 @@ func write(args []string) error {
 		return err
 	}
 	if *values != "" {
+		if *image != defaultImage {
+			return fmt.Errorf("-image %s: want image.repository and image.tag in the values of -values", *image)
+		}
 		return writeChart(*chart, *values, filepath.Join(*to, "helm.yaml"))
 	}
 	for _, root := range roots {
@@ -64,7 +70,7 @@ func write(args []string) error {
 			return fmt.Errorf("render %s: %w", root, err)
 		}
 		path := filepath.Join(*to, strings.ReplaceAll(root, "/", "-")+".yaml")
-		if err := os.WriteFile(path, []byte(strings.ReplaceAll(string(text), "image: localhost/vxlan-cni:dev\n", "image: "+*image+"\n")), 0o644); err != nil {
+		if err := os.WriteFile(path, []byte(strings.ReplaceAll(string(text), "image: "+defaultImage+"\n", "image: "+*image+"\n")), 0o644); err != nil {
 			return err
 		}
 		fmt.Println(path)

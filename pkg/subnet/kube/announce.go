@@ -84,22 +84,29 @@ func (n *node) condition() condition {
 
 // Forget takes the condition off the Node that Withdraw left there, for a node that
 // says by itself that it has no network: one without a CNI configuration. The
-// condition would keep pods off it whatever network it has next.
+// condition would keep pods off it whatever network it has next. It waits while the
+// API server cannot be reached, until ctx ends.
 func (m *Manager) Forget(ctx context.Context, name string) error {
+	err := m.outage.RetryAndTell(ctx, func(ctx context.Context) error { return m.forget(ctx, name) })
+	if err != nil {
+		return fmt.Errorf("forget %s: %w", name, err)
+	}
+	return nil
+}
+
+func (m *Manager) forget(ctx context.Context, name string) error {
 	n, err := m.client.get(ctx, name)
 	var wait *outage.Wait
 	if errors.As(err, &wait) && wait.State == stateNoNode {
 		return nil
 	}
-	if err == nil && n.condition().Reason == reasonDown {
-		gone := map[string]string{"type": networkUnavailable, "$patch": "delete"}
-		body := map[string]any{"status": map[string]any{"conditions": []map[string]string{gone}}}
-		_, err = m.client.patch(ctx, name, types.StrategicMergePatchType, body, status)
+	if err != nil || n.condition().Reason != reasonDown {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("forget %s: %w", name, err)
-	}
-	return nil
+	gone := map[string]string{"type": networkUnavailable, "$patch": "delete"}
+	body := map[string]any{"status": map[string]any{"conditions": []map[string]string{gone}}}
+	_, err = m.client.patch(ctx, name, types.StrategicMergePatchType, body, status)
+	return err
 }
 
 // removeTaint takes the start-up taint from the Node, and no other: each place

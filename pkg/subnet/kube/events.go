@@ -27,9 +27,9 @@ const (
 	// What is reported again within eventSame is counted in the Event that there is.
 	eventSame = 10 * time.Minute
 
-	// There are eventBurst Events, and then one each eventRest: a node with
-	// trouble must not become the API server's.
-	eventBurst = 25
+	// Of each reason eventBurst Events are written, and then one each eventRest: a
+	// node with trouble must not become the API server's.
+	eventBurst = 5
 	eventRest  = time.Minute
 
 	eventQueue   = 64                      // reports that wait for the API server
@@ -87,8 +87,10 @@ func (r report) same() report {
 type events struct {
 	client *client
 	log    *slog.Logger
-	limit  *rate.Limiter
-	known  map[report]*event // by report.same; of the writing goroutine alone
+
+	// Of the writing goroutine alone.
+	limits map[string]*rate.Limiter // by reason
+	known  map[report]*event        // by report.same
 
 	mu     sync.Mutex // guards what follows
 	queue  chan report
@@ -99,7 +101,7 @@ type events struct {
 
 func newEvents(c *client, log *slog.Logger) *events {
 	return &events{
-		client: c, log: log, limit: rate.NewLimiter(rate.Every(eventRest), eventBurst),
+		client: c, log: log, limits: map[string]*rate.Limiter{},
 		known: map[report]*event{}, queue: make(chan report, eventQueue),
 	}
 }
@@ -161,37 +163,55 @@ func (e *events) close() {
 func (e *events) write(ctx context.Context) {
 	defer close(e.done)
 	for r := range e.queue {
-		if !e.limit.AllowN(r.at, 1) {
-			e.log.Debug("Event dropped, there were many", "reason", r.reason)
+		old := e.known[r.same()]
+		if old != nil && r.at.Sub(old.Last.Time) >= eventSame {
+			old = nil
+		}
+		if old != nil { // written now, or with the next one
+			old.Count, old.Last = old.Count+1, metav1.NewTime(r.at)
+		}
+		if !e.allowed(r) {
+			e.log.Debug("Event not written, there were many", "reason", r.reason)
 			continue
 		}
-		for ctx.Err() == nil {
-			err := e.put(ctx, r)
-			if err == nil {
-				break
-			}
-			var wait *outage.Wait
-			if !errors.As(err, &wait) || wait.State != stateAway {
-				e.log.Debug("Event refused", "reason", r.reason, "error", err)
-				break
-			}
-			select {
-			case <-time.After(eventRetry):
-			case <-ctx.Done():
-			}
+		e.persist(ctx, r, old)
+	}
+}
+
+// allowed says whether there may be one more request about a report's reason.
+func (e *events) allowed(r report) bool {
+	l := e.limits[r.reason]
+	if l == nil {
+		l = rate.NewLimiter(rate.Every(eventRest), eventBurst)
+		e.limits[r.reason] = l
+	}
+	return l.AllowN(r.at, 1)
+}
+
+// persist writes a report, as soon as the API server can. What that forbids is
+// dropped.
+func (e *events) persist(ctx context.Context, r report, old *event) {
+	for ctx.Err() == nil {
+		err := e.put(ctx, r, old)
+		if err == nil {
+			return
+		}
+		var wait *outage.Wait
+		if !errors.As(err, &wait) || apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
+			e.log.Debug("Event refused", "reason", r.reason, "error", err)
+			return
+		}
+		select {
+		case <-time.After(eventRetry):
+		case <-ctx.Done():
 		}
 	}
 }
 
-// put makes one attempt to write a report.
-func (e *events) put(ctx context.Context, r report) error {
-	if old := e.known[r.same()]; old != nil && r.at.Sub(old.Last.Time) < eventSame {
-		next := *old
-		next.Count, next.Last = old.Count+1, metav1.NewTime(r.at)
-		err := e.client.countEvent(ctx, &next)
-		if err == nil {
-			*old = next
-		}
+// put makes one attempt to write a report, or the count of the Event that there is.
+func (e *events) put(ctx context.Context, r report, old *event) error {
+	if old != nil {
+		err := e.client.countEvent(ctx, old)
 		if !apierrors.IsNotFound(err) { // they are deleted when they are old
 			return err
 		}
