@@ -54,18 +54,27 @@ kube-apiserver: ## build what the tests of the Kubernetes store run on
 	@echo 'building Kubernetes, unless it is there: minutes the first time'
 	cd test/k8s && $(KEPT) .
 
-# Kubernetes, containerd and CoreDNS take a quarter of an hour on two cores the
+# Kubernetes, containerd, CoreDNS and the conformance tests take 13 minutes on two cores the
 # first time on a machine. KEEP=1 leaves the cluster up; make e2e-down removes it.
 .PHONY: e2e e2e-down e2e-cluster e2e-kind
 E2E := go test -count=1 -p 1 -parallel 8 -v -timeout 45m
 
 e2e: need-root need-ip need-kube kube-apiserver ## run the tests of a whole cluster on a Kubernetes in namespaces of this machine; KEEP=1 leaves it up
 	@echo 'building containerd, CoreDNS and the conformance tests, unless they are there'
-	cd test/ctrd && for p in containerd containerd-shim-runc-v2 ctr; do $(KEPT) github.com/containerd/containerd/v2/cmd/$$p || exit 1; done
-	cd test/dns && $(KEPT) .
-	cd test/conformance && for p in . github.com/onsi/ginkgo/v2/ginkgo k8s.io/kubernetes/test/images/agnhost; do $(KEPT) $$p || exit 1; done
+	$(MAKE) -j2 e2e-ctrd e2e-dns e2e-conformance
 	$(MAKE) image ARCHES=$$(go env GOARCH)
 	cd test && E2E=lab $(E2E) ./kubelab ./kubee2e
+
+# Two at once, for a linker has work for one core only.
+.PHONY: e2e-ctrd e2e-dns e2e-conformance
+e2e-ctrd:
+	cd test/ctrd && for p in containerd containerd-shim-runc-v2 ctr; do $(KEPT) github.com/containerd/containerd/v2/cmd/$$p || exit 1; done
+
+e2e-dns:
+	cd test/dns && $(KEPT) .
+
+e2e-conformance:
+	cd test/conformance && for p in . github.com/onsi/ginkgo/v2/ginkgo k8s.io/kubernetes/test/images/agnhost; do $(KEPT) $$p || exit 1; done
 
 e2e-down: need-root ## remove the cluster that `make e2e KEEP=1` left up
 	cd test && E2E=down $(E2E) ./kubee2e

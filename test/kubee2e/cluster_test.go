@@ -92,6 +92,7 @@ func TestCluster(t *testing.T) {
 	}
 	for _, tt := range []testCase{
 		{"Install", testInstall},
+		{"KubectlOverlay", testKubectlOverlay},
 		{"Pairs", testPairs},
 		{"Traffic", atOnce(
 			testCase{"LargePackets", testLargePackets},

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,24 +27,6 @@ const (
 
 // labNetwork is the network of the lab; that of another cluster is E2E_NETWORK.
 const labNetwork = `{"Network":"` + kubelab.PodCIDR + `","EnableIPv6":true,"IPv6Network":"` + kubelab.PodCIDR6 + `","Backend":{"Type":"vxlan"}}`
-
-// kubectl runs kubectl as an administrator does.
-func kubectl(t testing.TB, args ...string) string {
-	t.Helper()
-	module, err := program.Module()
-	if err != nil {
-		t.Fatal(err)
-	}
-	path, err := program.Path(t.Context(), filepath.Join(module, "k8s"), ".")
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := exec.CommandContext(t.Context(), path, append([]string{"kubectl"}, args...)...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("kubectl %s: %v: %s", strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
 
 // overlay writes a kustomization on top of one of deploy/kustomize, with this
 // cluster's network and image, and returns its folder.
