@@ -223,7 +223,8 @@ func (c *cluster) picture(t testing.TB, name string) string {
 		lines = append(lines, "label "+key)
 	}
 	for _, x := range n.Spec.Taints {
-		if x.Key != startupTaint { // whose use is to go
+		// The one's use is to go, and the other follows the condition Ready in its time.
+		if x.Key != startupTaint && x.Key != corev1.TaintNodeNotReady {
 			lines = append(lines, "taint "+x.ToString())
 		}
 	}
