@@ -301,12 +301,12 @@ func testUnreadyNode(t *testing.T) {
 			_ = restore()
 		}
 	}()
-	eventually(t, time.Minute, name+" not ready", func() bool { return !c.nodeReady(t, name) })
+	eventually(t, podsWithin, name+" not ready", func() bool { return !c.nodeReady(t, name) })
 	if err := restore(); err != nil {
 		t.Fatal(err)
 	}
 	restored = true
-	eventually(t, time.Minute, name+" ready", func() bool { return c.nodeReady(t, name) })
+	eventually(t, podsWithin, name+" ready", func() bool { return c.nodeReady(t, name) })
 	s.pod("late", name, server(), nil)
 	s.pods("late", 1)
 }
