@@ -3,10 +3,8 @@ package node
 import (
 	"fmt"
 	"net/netip"
-	"time"
 
 	"github.com/vxlan-cni/vxlan-cni/pkg/firewall"
-	"github.com/vxlan-cni/vxlan-cni/pkg/vxlan"
 )
 
 // ParseFirewall reads the value of --firewall.
@@ -42,17 +40,4 @@ func (l *loop) ensureFirewall() ([]string, error) {
 		return did, fmt.Errorf("firewall: %w", err)
 	}
 	return did, nil
-}
-
-// What others meddle with that is beside the overlay's own tables.
-const (
-	firewallRules = "the firewall's rules"
-	podFilter     = "what pods may send by"
-)
-
-func meddling(with string) string { return "changed " + with }
-
-// meddled is news of somebody else's hand in one of these.
-func meddled(with string) vxlan.Events {
-	return vxlan.Events{Changes: []vxlan.Change{{Time: time.Now(), Text: meddling(with)}}}
 }

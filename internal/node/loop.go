@@ -36,6 +36,22 @@ const (
 	retryMax   = 10 * time.Second
 )
 
+// An area is a part of what is ours that somebody else can change.
+type area int
+
+const (
+	inTables area = iota // devices, bridge, routes, neighbours, FDB entries
+	inRules              // of the firewall
+	inFilter             // what pods may send by
+	areas                // how many there are
+)
+
+// News is of a change by somebody else.
+type news struct {
+	vxlan.Change
+	area area
+}
+
 // A loop is the one goroutine that owns the kernel. Every branch of it ends in
 // making the kernel hold what the leases ask for.
 type loop struct {
@@ -69,7 +85,7 @@ type loop struct {
 
 	bridgeMAC net.HardwareAddr // of a bridge that was there before us; else nil
 
-	heard       []vxlan.Change // by others since the last comparison
+	heard       []news // of others' changes since the last comparison
 	bridgeIndex int
 	clock       schedule
 	repairs     *rate.Limiter
@@ -100,12 +116,12 @@ func (l *loop) run(ctx context.Context, snapshots <-chan subnet.Snapshot, querie
 		case <-l.monitor.Ready():
 			l.heed(l.monitor.Take())
 		case <-l.firewall.Ready():
-			l.heed(meddled(firewallRules))
+			l.heedBeside(inRules, "changed the firewall's rules")
 		case <-l.filter.Ready():
 			if l.filter.Foreign() {
-				l.heed(meddled(podFilter))
+				l.heedBeside(inFilter, "changed what pods may send by")
 			} else {
-				l.heed(vxlan.Events{More: 1}) // our own, and to be looked at
+				l.lookSoon()
 			}
 		case fn := <-queries:
 			fn()
@@ -227,10 +243,23 @@ func (l *loop) heed(e vxlan.Events) {
 	if !e.Dirty() {
 		return
 	}
-	l.heard = append(l.heard, e.Changes...)
+	for _, c := range e.Changes {
+		l.heard = append(l.heard, news{c, inTables})
+	}
 	if e.Overruns > 0 {
 		l.journal.event("foreign", "the kernel dropped notifications: everything is compared")
 	}
+	l.lookSoon()
+}
+
+// heedBeside is heed for what is beside the overlay's own tables.
+func (l *loop) heedBeside(a area, text string) {
+	l.heard = append(l.heard, news{vxlan.Change{Time: time.Now(), Text: text}, a})
+	l.lookSoon()
+}
+
+// lookSoon has everything compared.
+func (l *loop) lookSoon() {
 	if !l.clock[repair].IsZero() {
 		return // it will be seen to
 	}
@@ -320,7 +349,7 @@ func (l *loop) reconcile(why string) {
 	bridge, berr := l.ensureBridge()
 	rules, ferr := l.ensureFirewall()
 	filter, perr := l.ensureFilter()
-	tables := len(did) + len(bridge) // changes, with ops
+	changes := [areas]int{inTables: len(did) + len(bridge), inRules: len(rules), inFilter: len(filter)}
 	did = slices.Concat(did, bridge, rules, filter)
 	beside := errors.Join(berr, ferr, perr)
 	l.kernel.Operations += uint64(len(did))
@@ -334,7 +363,8 @@ func (l *loop) reconcile(why string) {
 	err = errors.Join(err, beside)
 	l.kernel.Reconciles++
 	l.kernel.Last = time.Now()
-	l.blame(tables+len(ops), len(rules), len(filter))
+	changes[inTables] += len(ops)
+	l.blame(changes)
 	l.tell(why, did, ops, err)
 	l.pace(err)
 	l.publish()
@@ -356,34 +386,26 @@ func (l *loop) ensureBridge() ([]string, error) {
 }
 
 // blame journals what others did: all of it, if something of the same had to be
-// undone (so many changes of tables, rules and filter), else what somebody did by
-// name. In on-miss mode a flushed table is such a thing: its entries come back when
-// they are asked for. Much else of what is heard is the kernel's own account of what
-// we asked for, and a look finds what the plugin is about to do itself.
-func (l *loop) blame(tables, rules, filter int) {
-	var undone []string
-	for _, c := range l.heard {
-		changes := tables
-		switch c.Text {
-		case meddling(firewallRules):
-			changes = rules
-		case meddling(podFilter):
-			changes = filter
+// undone, else what somebody did by name. In on-miss mode a flushed table is such a
+// thing: its entries come back when they are asked for. Much else of what is heard is
+// the kernel's own account of what we asked for, and a look finds what the plugin is
+// about to do itself.
+func (l *loop) blame(changes [areas]int) {
+	undone := "" // the first: how many there were would make each report another
+	for _, n := range l.heard {
+		if changes[n.area] > 0 && undone == "" {
+			undone = n.Text
 		}
-		if changes > 0 {
-			undone = append(undone, c.Text)
-		}
-		if changes > 0 || c.Port != 0 {
-			l.journal.event("foreign", fmt.Sprintf("%s (netlink port %d)", c.Text, c.Port))
+		if changes[n.area] > 0 || n.Port != 0 {
+			l.journal.event("foreign", fmt.Sprintf("%s (netlink port %d)", n.Text, n.Port))
 		}
 	}
 	l.heard = nil
-	if len(undone) == 0 {
+	if undone == "" {
 		return
 	}
 	l.kernel.Foreign++
-	// The first stands for all: how many there were would make each time another.
-	l.report(true, reportRepaired, "somebody else changed what is the overlay's, and it is right again: "+undone[0])
+	l.report(true, reportRepaired, "somebody else changed what is the overlay's, and it is right again: "+undone)
 }
 
 // pace decides when refused changes are tried again.

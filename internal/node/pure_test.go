@@ -316,11 +316,11 @@ func TestRepairsThatWereNotNeededCostNothing(t *testing.T) {
 	l := &loop{repairs: rate.NewLimiter(repairRate, repairBurst)}
 	for range 200 {
 		l.kernel.Last = time.Now()
-		l.heed(meddled("a route"))
+		l.lookSoon()
 		l.pace(nil) // after a reconcile for another reason
 	}
 	l.kernel.Last = time.Now()
-	l.heed(meddled("a route"))
+	l.lookSoon()
 	if wait := time.Until(l.clock[repair]); wait > time.Second/repairRate {
 		t.Errorf("the next repair is in %s, want at most %s", wait, time.Second/repairRate)
 	}
@@ -359,27 +359,27 @@ func TestQuestionGivenUpIsNotAnswered(t *testing.T) {
 // TestOnlyWhatWasUndoneIsBlamed: kube-proxy, which changes rules beside ours all the
 // time, is not to blame for a pod that the daemon saw half attached.
 func TestOnlyWhatWasUndoneIsBlamed(t *testing.T) {
-	route := vxlan.Change{Text: "deleted route"}
-	named := vxlan.Change{Text: "added neighbour", Port: 77}
-	rules, filter := meddled(firewallRules).Changes[0], meddled(podFilter).Changes[0]
+	route := news{vxlan.Change{Text: "deleted route"}, inTables}
+	named := news{vxlan.Change{Text: "added neighbour", Port: 77}, inTables}
+	rule, element := news{vxlan.Change{Text: "changed rules"}, inRules}, news{vxlan.Change{Text: "changed filter"}, inFilter}
 	for _, tt := range []struct {
-		heard                 []vxlan.Change
-		tables, rules, filter int
-		want                  string // what is reported
-		events                int
+		heard   []news
+		changes [areas]int
+		want    string // what is reported
+		events  int
 	}{
-		{nil, 1, 1, 1, "", 0},
-		{[]vxlan.Change{rules}, 0, 0, 1, "", 0},
-		{[]vxlan.Change{rules, filter}, 0, 0, 1, filter.Text, 1},
-		{[]vxlan.Change{rules, route}, 0, 1, 0, rules.Text, 1},
-		{[]vxlan.Change{route, rules, route}, 2, 0, 0, route.Text, 2},
-		{[]vxlan.Change{named}, 0, 0, 0, "", 1},
+		{nil, [areas]int{1, 1, 1}, "", 0},
+		{[]news{rule}, [areas]int{inFilter: 1}, "", 0},
+		{[]news{rule, element}, [areas]int{inFilter: 1}, element.Text, 1},
+		{[]news{rule, route}, [areas]int{inRules: 1}, rule.Text, 1},
+		{[]news{route, rule, route}, [areas]int{inTables: 2}, route.Text, 2},
+		{[]news{named}, [areas]int{}, "", 1},
 	} {
 		told := ""
 		l := &loop{heard: tt.heard, journal: &journal{}, report: func(_ bool, _, text string) { told += text }}
-		l.blame(tt.tables, tt.rules, tt.filter)
+		l.blame(tt.changes)
 		if !strings.HasSuffix(told, tt.want) || (told == "") != (tt.want == "") {
-			t.Errorf("%v, %d %d %d: told %q, want %q", tt.heard, tt.tables, tt.rules, tt.filter, told, tt.want)
+			t.Errorf("%v, %v: told %q, want %q", tt.heard, tt.changes, told, tt.want)
 		}
 		if n := len(l.journal.events.newest()); n != tt.events || (l.kernel.Foreign > 0) != (tt.want != "") {
 			t.Errorf("%v: %d events and %d foreign changes, want %d", tt.heard, n, l.kernel.Foreign, tt.events)
