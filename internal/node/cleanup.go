@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vxlan-cni/vxlan-cni/internal/api"
+	"github.com/vxlan-cni/vxlan-cni/internal/install"
 	"github.com/vxlan-cni/vxlan-cni/pkg/firewall"
 	"github.com/vxlan-cni/vxlan-cni/pkg/pod"
 	"github.com/vxlan-cni/vxlan-cni/pkg/subnet"
@@ -66,7 +67,7 @@ func Cleanup(ctx context.Context, cfg Config, m subnet.Manager, tell func(string
 		}
 	}
 	for _, remove := range []func() ([]string, error){
-		cfg.removeConflist, vxlan.RemoveRoutes, func() ([]string, error) { return vxlan.RemoveDevices() }, pod.RemoveAll, firewall.Remove,
+		func() ([]string, error) { return removeConflist(cfg.CNIConfDir) }, vxlan.RemoveRoutes, func() ([]string, error) { return vxlan.RemoveDevices() }, pod.RemoveAll, firewall.Remove,
 		func() ([]string, error) { return removeFiles(cfg.RunDir) },
 	} {
 		did, err := remove()
@@ -81,6 +82,15 @@ func Cleanup(ctx context.Context, cfg Config, m subnet.Manager, tell func(string
 		errs = append(errs, f.Forget(limited, cfg.Node))
 	}
 	return errors.Join(errs...)
+}
+
+// removeConflist removes the runtime's network configuration from its folder.
+func removeConflist(dir string) (did []string, err error) {
+	steps, err := install.Node{ConfDir: dir}.Uninstall()
+	for _, s := range steps {
+		did = append(did, s.Action+" "+s.Path)
+	}
+	return did, err
 }
 
 // removeFiles removes our files from the run folder, and if nothing else is in it the

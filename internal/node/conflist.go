@@ -43,25 +43,6 @@ func (c Config) writeConflist() error {
 	return nil
 }
 
-// removeConflist removes what writeConflist wrote: the name is ours, whoever put the
-// file there. What was being written when a daemon was killed goes, too.
-func (c Config) removeConflist() (did []string, err error) {
-	if c.CNIConfDir == "" {
-		return nil, nil
-	}
-	path := filepath.Join(c.CNIConfDir, deploy.ConflistName)
-	var errs []error
-	for _, p := range []string{path, atomicfile.Temp(path)} {
-		switch err := os.Remove(p); {
-		case err == nil:
-			did = append(did, "removed "+p)
-		case !errors.Is(err, fs.ErrNotExist):
-			errs = append(errs, err)
-		}
-	}
-	return did, errors.Join(errs...)
-}
-
 // conflistMode lets everybody read a conflist, as runtimes' packages do.
 const conflistMode fs.FileMode = 0o644
 
