@@ -29,10 +29,11 @@ func (c *cluster) podCount(t testing.TB, node string) (n int) {
 	return n
 }
 
-// noLeaks waits until nodes hold what their pods need, and no more.
-func (c *cluster) noLeaks(t testing.TB, nodes []corev1.Node) {
-	t.Helper()
-	for _, n := range nodes {
+// testNoLeaks: after all that, also the node that was swept, every node holds what its
+// pods need, and no more.
+func testNoLeaks(t *testing.T) {
+	c := open(t)
+	for _, n := range c.nodes(t) {
 		what := ""
 		ok := func() bool {
 			pods, slots := c.podCount(t, n.Name), c.slots(t, n.Name)
@@ -70,7 +71,7 @@ func (c *cluster) podLinks(t testing.TB, name string) (links []string) {
 	return links
 }
 
-// testChurn: after many pods have come and gone nothing is left of them.
+// testChurn: many pods come and go. testNoLeaks sees what is left of them.
 func testChurn(t *testing.T) {
 	c := open(t)
 	s := c.space(t)
@@ -92,7 +93,6 @@ func testChurn(t *testing.T) {
 		list, err := s.client.CoreV1().Pods(s.name).List(t.Context(), metav1.ListOptions{})
 		return err == nil && len(list.Items) == 0
 	})
-	c.noLeaks(t, nodes)
 }
 
 // others are the nodes that testSweep leaves alone.

@@ -119,6 +119,7 @@ func TestCluster(t *testing.T) {
 				testCase{"Churn", testChurn},
 			)},
 		)},
+		{"NoLeaks", testNoLeaks},
 		{"NodeComesAndGoes", testNodeComesAndGoes},
 		{"Uninstall", testUninstall},
 		{"EtcdStore", testEtcdStore},
